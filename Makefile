@@ -1,0 +1,44 @@
+# Every target does its own set-up; a second run installs nothing.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help up test demo check soak bench lint format types clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+up: ## install what is missing, then run the whole service here (ARGS="--port 8010")
+	@deploy/install.sh runtime
+	@exec $(BIN)/instructloop up $(ARGS)
+
+demo: ## the whole loop on this machine in under 20 minutes (ARGS="--judge brevity")
+	@deploy/install.sh runtime
+	@exec $(BIN)/instructloop demo $(ARGS)
+
+test: ## every test, with real Redis, Celery, vLLM and Chromium
+	@deploy/install.sh test
+	$(MAKE) --no-print-directory lint types
+	$(PYTEST) $(ARGS)
+
+check: ## the inner loop: lint, types, fast tests (under two minutes)
+	@deploy/install.sh test
+	$(MAKE) --no-print-directory lint types
+	$(PYTEST) -m "not slow" $(ARGS)
+
+soak: ## what is too slow for `make test`: both demonstrations, with their win rates checked
+	@deploy/install.sh test
+	$(PYTEST) tests/soak -m soak $(ARGS)
+
+lint: ## style and import directions
+	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
+	@$(BIN)/lint-imports --config pyproject.toml > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
+
+types: ## mypy, strict
+	@$(BIN)/mypy
+
+format: ## rewrite all files in the house style
+	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
+
+clean: ## remove the virtual environment and caches, never a state folder
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
