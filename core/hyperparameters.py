@@ -1,0 +1,217 @@
+"""Every number of the learning stages, as two profiles: `cpu-small` and `paper`.
+
+The defaults below are `cpu-small`; `PAPER` holds what the InstructGPT paper (arXiv 2203.02155)
+states, where it differs. Why small runs need other numbers: docs/implementation-details.md.
+Knows nothing of where settings come from; core/settings.py reads and overrides these.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Group(BaseModel):
+    """A frozen group of settings; an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RewardModelSettings(Group):
+    """Equation 1 of the paper and how it is optimised (section 3.5, appendix C.2)."""
+
+    epochs: int = Field(2, ge=1, le=16)
+    """Passes over the comparisons."""
+    learning_rate: Positive = 2e-4
+    """Peak of the schedule."""
+    final_learning_rate_fraction: Fraction = 0.1
+    """The cosine schedule ends at this share of the peak."""
+    batch_prompts: int = Field(2, ge=1)
+    """Prompts (each with all of its K completions) in one optimiser step."""
+    head_init_std: float = Field(1e-3, ge=0.0)
+    """Standard deviation of the scalar head's first weights; negative values are refused."""
+    normalisation: Literal["bias", "bias_and_gain"] = "bias_and_gain"
+    """`bias`: anchor answers score 0 on average (the paper). `bias_and_gain`: and have sd 1."""
+    thumb_weight: float = Field(0.1, ge=0.0)
+    """Weight of thumbs and ratings beside comparisons."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Of Adam."""
+    adam_eps: Positive = 1e-5
+    """Of Adam; larger than the default tames the first steps."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    token_budget: int = Field(1024, ge=64)
+    """Tokens in one packed row; memory grows with it."""
+    min_accuracy: Fraction = 0.65
+    """Held-out pair accuracy under which PPO does not start."""
+    min_comparisons: int = Field(100, ge=1)
+    """Untied training pairs under which the stage answers "not enough data"."""
+    checkpoint_every: int = Field(20, ge=1)
+    """Optimiser steps between checkpoints."""
+
+
+class PolicySettings(Group):
+    """PPO-ptx: equation 2 of the paper and how it is optimised (appendix C.4)."""
+
+    iterations: int = Field(16, ge=1)
+    """Rollouts, each followed by its updates."""
+    prompts_per_iteration: int = Field(16, ge=1)
+    """Prompts in one iteration."""
+    answers_per_prompt: int = Field(4, ge=1)
+    """Answers sampled to each prompt."""
+    minibatches: int = Field(4, ge=1)
+    """Optimiser steps in one pass over an iteration."""
+    inner_epochs: int = Field(1, ge=1)
+    """Passes over one iteration."""
+    learning_rate: float = Field(3e-5, ge=0.0)
+    """Peak of the schedule."""
+    warmup_iterations: int = Field(2, ge=0)
+    """The rate climbs from a tenth of its peak over this many iterations."""
+    value_learning_rate: float = Field(5e-5, ge=0.0)
+    """Of the value model, constant."""
+    value_only_iterations: int = Field(2, ge=0)
+    """Passes of the value model over the first rollouts before the policy moves."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Of Adam."""
+    adam_eps: Positive = 1e-5
+    """Of Adam; larger than the default tames the first steps."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    clip_ratio: Positive = 0.2
+    """Of the policy loss."""
+    value_clip: Positive = 0.2
+    """Of the value loss."""
+    discount: Fraction = 1.0
+    """Of rewards; 1 because the reward comes at the end."""
+    gae_lambda: Fraction = 1.0
+    """Of generalised advantage estimation."""
+    kl_coef: float = Field(0.05, ge=0.0)
+    """beta of equation 2, per token, as k1 in the reward."""
+    adaptive_kl_target: float | None = None
+    """Nats per answer that the adaptive controller aims at; unset keeps beta fixed."""
+    adaptive_kl_horizon: int = Field(500, ge=1)
+    """Episodes over which the adaptive controller acts."""
+    stop_kl_per_token: Positive = 0.15
+    """The run stops at the last checkpoint when the KL from the anchor passes this."""
+    ptx_coef: float | None = Field(None, ge=0.0)
+    """gamma of equation 2. Unset: calibrated once so that the pretraining gradient's norm is
+    `ptx_gradient_share` of PPO's, then frozen and recorded. 0 is plain PPO."""
+    ptx_gradient_share: float = Field(0.3, ge=0.0)
+    """Norm of the pretraining gradient as a share of PPO's, for the calibration."""
+    ptx_sequences: int = Field(16, ge=0)
+    """Pretraining sequences in one iteration, spread over its optimiser steps."""
+    ptx_sequence_tokens: int = Field(64, ge=2)
+    """Tokens in one pretraining sequence."""
+    temperature: Positive = 1.0
+    """Of sampling."""
+    max_new_tokens: int = Field(40, ge=1)
+    """Longest answer."""
+    missing_eos_score: float | None = None
+    """Replaces the score of an answer that did not end; unset turns the rule off."""
+    importance_cap: Positive = 2.0
+    """C of the truncated importance correction between engine and trainer."""
+    ema_half_life_fraction: Fraction = 0.1
+    """Half-life of the weight average as a share of all optimiser steps."""
+    ema_max_decay: Fraction = 0.992
+    """Largest decay of the weight average (the paper has 0.992)."""
+    token_budget: int = Field(1024, ge=64)
+    """Tokens in one packed row; memory grows with it."""
+    checkpoint_every: int = Field(4, ge=1)
+    """Iterations between checkpoints."""
+
+
+class EvaluationSettings(Group):
+    """How a candidate is compared with its parent on held-out users' prompts."""
+
+    prompts: int = Field(100, ge=1)
+    """Most prompts of held-out users."""
+    answers_per_policy: int = Field(2, ge=1, le=4)
+    """Answers of each policy to a prompt, in one labeling task."""
+    temperature: float = Field(1.0, ge=0.0)
+    """Of sampling."""
+    max_new_tokens: int = Field(40, ge=1)
+    """Longest answer."""
+    votes_wait_seconds: int = Field(600, ge=0)
+    """How long the gate waits for held-out raters before the reward model stands in."""
+    best_of: int = Field(8, ge=2)
+    """N of best-of-N, the ceiling that the reward model promises."""
+
+
+class GateSettings(Group):
+    """What a candidate must show. Every verdict gives its reasons."""
+
+    min_users: int = Field(40, ge=2)
+    """Fewer users cannot carry an interval: not enough data."""
+    alpha: Positive = 0.05
+    """Spent over repeated attempts on the same parent: attempt n gets alpha / 2**n."""
+    min_win_rate: Fraction = 0.5
+    """The lower bound of the win rate over the parent must exceed this."""
+    max_kl_per_token: Positive = 0.3
+    """Nats per token from the anchor."""
+    max_pretraining_loss_change: Positive = 0.05
+    """Nats per token, on text that was never in the pretraining mix."""
+    max_length_ratio: Positive = 3.0
+    """Mean length of answers over that of the parent, and its inverse."""
+    max_broken_share: Fraction = 0.10
+    """Share of answers that are broken text."""
+    bootstrap_samples: int = Field(2000, ge=100)
+    """Resamples of users behind an interval."""
+
+
+class LearningSettings(Group):
+    """All learning groups, and how stages run."""
+
+    launcher: str = "local"
+    """`local`, or a command template for a cluster."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where stages compute."""
+    threads: int = Field(0, ge=0)
+    """OpenMP threads of a stage; 0 takes all cores."""
+    idle_priority: bool = True
+    """Stages run under SCHED_IDLE, so that serving comes first."""
+    seed: int = 0
+    """Of every random choice in learning."""
+    min_new_comparisons: int = Field(500, ge=1)
+    """New untied pairs that start a round before its schedule."""
+    interval_seconds: int = Field(86_400, ge=1)
+    """A round also starts this long after the last, if anything new was said."""
+    reward_model: RewardModelSettings = RewardModelSettings()
+    policy: PolicySettings = PolicySettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gate: GateSettings = GateSettings()
+
+
+PAPER: dict[str, Any] = {
+    "reward_model": {
+        "epochs": 1,
+        "learning_rate": 9e-6,
+        "batch_prompts": 64,
+        "normalisation": "bias",
+        "token_budget": 16_384,
+    },
+    "policy": {
+        "iterations": 500,
+        "prompts_per_iteration": 512,
+        "answers_per_prompt": 1,
+        "minibatches": 8,
+        "learning_rate": 9.65e-6,
+        "warmup_iterations": 10,
+        "value_learning_rate": 9e-6,
+        "value_only_iterations": 0,
+        "gae_lambda": 0.95,
+        "kl_coef": 0.02,
+        "stop_kl_per_token": 1.0,
+        "ptx_coef": 27.8,
+        "ptx_sequences": 4096,
+        "ptx_sequence_tokens": 1024,
+        "max_new_tokens": 1024,
+        "missing_eos_score": -1.0,
+        "token_budget": 16_384,
+        "checkpoint_every": 10,
+    },
+    "evaluation": {"max_new_tokens": 1024, "prompts": 1000},
+}
+"""What the `paper` profile changes, for GPUs. The policy's peak rate is not printed in the paper;
+9.65e-6 lies within its sweep for 1.3B and 6B."""

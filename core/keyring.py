@@ -1,0 +1,127 @@
+"""Secrets of one installation: files of mode 0600 under STATE_DIR/secrets, made once.
+
+- `mac.key` authenticates completion ids; `user.key` hashes users and raters and never changes;
+- `signing.key` (Ed25519) signs cards; `inbox/DAY.key` seals one day's raw text and is destroyed
+  when nothing sealed with it is left, so that old append-only files become unreadable;
+- `redis.password`, `engine.json` keep local processes out.
+
+Knows files and ciphers; knows nothing of Redis or requests.
+"""
+
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from core.errors import InstructLoopError, StartError
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+DAY_SECONDS = 86_400
+
+
+class SealBroken(InstructLoopError):
+    """Sealed text cannot be opened: its key was destroyed, or it was altered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """The secrets of one state folder."""
+
+    folder: Path
+
+    def key(self, name: str) -> bytes:
+        """A named key of 32 bytes, made at its first use. Safe against two makers at once."""
+        return read_or_make(self.folder / f"{name}.key", lambda: os.urandom(KEY_BYTES))
+
+    def token(self, name: str) -> str:
+        """A named random string for a password or a bearer token, made at its first use."""
+        return read_or_make(self.folder / name, _random_token).decode()
+
+    def hashed(self, tenant: str, kind: str, name: str) -> str:
+        """A user or rater as a keyed hash; equal names of two tenants do not match."""
+        text = "\x00".join((kind, tenant, name)).encode()
+        return hmac.new(self.key("user"), text, hashlib.sha256).hexdigest()[:32]
+
+    def seal(self, text: bytes, *, now: float | None = None) -> bytes:
+        """Encrypt raw text with the key of the day: `day(4) | nonce(12) | ciphertext`."""
+        day = int((time.time() if now is None else now) // DAY_SECONDS)
+        header = day.to_bytes(4, "big")
+        nonce = os.urandom(NONCE_BYTES)
+        return header + nonce + AESGCM(self._day_key(day)).encrypt(nonce, text, header)
+
+    def open(self, sealed: bytes) -> bytes:
+        """Decrypt what `seal` gave. Raises SealBroken."""
+        header, nonce, body = sealed[:4], sealed[4:16], sealed[16:]
+        path = self._day_path(int.from_bytes(header, "big"))
+        if not path.exists():
+            raise SealBroken("the key of that day was destroyed: the text cannot be read any more")
+        try:
+            return AESGCM(path.read_bytes()).decrypt(nonce, body, header)
+        except InvalidTag:
+            raise SealBroken("sealed text was altered or belongs to another installation") from None
+
+    def destroy_days_before(self, day: int) -> int:
+        """Delete the keys of days before `day`; what they sealed is gone everywhere at once."""
+        old = [p for p in (self.folder / "inbox").glob("*.key") if int(p.stem) < day]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+    def sign(self, message: bytes) -> str:
+        """An Ed25519 signature, base64."""
+        private = Ed25519PrivateKey.from_private_bytes(self.key("signing"))
+        return base64.b64encode(private.sign(message)).decode()
+
+    def public_key(self) -> Ed25519PublicKey:
+        """The key that checks `sign`."""
+        return Ed25519PrivateKey.from_private_bytes(self.key("signing")).public_key()
+
+    def _day_path(self, day: int) -> Path:
+        return self.folder / "inbox" / f"{day}.key"
+
+    def _day_key(self, day: int) -> bytes:
+        return read_or_make(self._day_path(day), lambda: os.urandom(KEY_BYTES))
+
+
+_cache: dict[Path, bytes] = {}
+
+
+def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
+    """The content of a secret file; made with mode 0600 by whoever is first."""
+    if path in _cache:
+        return _cache[path]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(make())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(beside, path)  # fails when another process was first: its secret counts
+        except FileExistsError:
+            pass
+        finally:
+            beside.unlink()
+    _refuse_open_mode(path)
+    _cache[path] = path.read_bytes()
+    return _cache[path]
+
+
+def _refuse_open_mode(path: Path) -> None:
+    if path.stat().st_mode & 0o077:
+        raise StartError(f"{path} can be read by others: run  chmod 600 {path}")
+
+
+def _random_token() -> bytes:
+    return secrets.token_urlsafe(32).encode()

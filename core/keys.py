@@ -1,0 +1,214 @@
+"""Every Redis key of the service. No key is spelled anywhere else.
+
+Each function's docstring says type, time to live, and who writes and reads it; the table in
+docs/architecture.md is tested against this file.
+"""
+
+PREFIX = "il:"
+
+# --- API keys -------------------------------------------------------------------------------
+
+
+def api_keys() -> str:
+    """hash id -> ApiKey JSON; no expiry. Written by the CLI, read by gateways every second."""
+    return PREFIX + "api-keys"
+
+
+# --- prompts and completions ----------------------------------------------------------------
+
+
+def inbox() -> str:
+    """stream of sealed completions; an entry goes once it is recorded. Gateway -> ingest."""
+    return PREFIX + "inbox"
+
+
+def quarantine() -> str:
+    """hash name -> sealed text that the filter could not clear; until retried. Ingest."""
+    return PREFIX + "quarantine"
+
+
+def completion(token: str) -> str:
+    """string, Completion JSON without PII. Ingest -> snapshots, labeling, feedback lookups."""
+    return f"{PREFIX}completion:{token}"
+
+
+def prompts() -> str:
+    """zset token -> milliseconds of the prompts that count for training. Ingest -> snapshots."""
+    return PREFIX + "prompts"
+
+
+def user_prompts(user: str) -> str:
+    """zset token -> milliseconds: the counted prompts of one end user (a keyed hash). Ingest."""
+    return f"{PREFIX}user-prompts:{user}"
+
+
+def user_completions(user: str) -> str:
+    """set of tokens: everything logged of one end user. Ingest -> erasure, data requests."""
+    return f"{PREFIX}user-completions:{user}"
+
+
+def prompt_prefix(digest: str) -> str:
+    """string token: the first prompt with this prefix digest; expires with the window. Ingest."""
+    return f"{PREFIX}prompt-prefix:{digest}"
+
+
+def users() -> str:
+    """set of user hashes seen. Ingest -> the split rule for few users."""
+    return PREFIX + "users"
+
+
+def opted_out() -> str:
+    """set of user hashes whose prompts are not kept. Ops -> ingest."""
+    return PREFIX + "opted-out"
+
+
+def counts() -> str:
+    """hash of totals: prompts, ratings, rankings, demonstrations, comparisons. -> status."""
+    return PREFIX + "counts"
+
+
+# --- feedback -------------------------------------------------------------------------------
+
+
+def feedback(feedback_id: str) -> str:
+    """string, Feedback JSON; no expiry. Feedback routes -> ingest, snapshots."""
+    return f"{PREFIX}feedback:{feedback_id}"
+
+
+def feedback_index() -> str:
+    """zset feedback id -> milliseconds of the last word. Feedback routes -> snapshots."""
+    return PREFIX + "feedback-index"
+
+
+def feedback_text() -> str:
+    """set of feedback ids whose sealed text waits for the PII filter. Routes -> ingest."""
+    return PREFIX + "feedback-text"
+
+
+def feedback_of(token: str) -> str:
+    """set of feedback ids about one completion. Feedback routes -> erasure, labeling."""
+    return f"{PREFIX}feedback-of:{token}"
+
+
+def idempotency(scope: str) -> str:
+    """string, request digest and reply; expires after a day. Every POST of feedback."""
+    return f"{PREFIX}idempotency:{scope}"
+
+
+# --- labeling -------------------------------------------------------------------------------
+
+
+def labeling_task(task_id: str) -> str:
+    """string, LabelingTask JSON; no expiry. Learning -> labeling routes -> gate."""
+    return f"{PREFIX}labeling-task:{task_id}"
+
+
+def labeling_open(mode: str) -> str:
+    """zset task id -> milliseconds from which it may be leased. Labeling routes."""
+    return f"{PREFIX}labeling-open:{mode}"
+
+
+def labeling_of(run_id: str) -> str:
+    """set of task ids that a run opened. Learning -> gate."""
+    return f"{PREFIX}labeling-of:{run_id}"
+
+
+def labeling_seen(rater: str) -> str:
+    """set of task ids that a rater has answered or skipped. Labeling routes."""
+    return f"{PREFIX}labeling-seen:{rater}"
+
+
+# --- learning -------------------------------------------------------------------------------
+
+
+def loop() -> str:
+    """hash: paused, consumed (comparisons already learned from), last_round. Loop routes, tick."""
+    return PREFIX + "loop"
+
+
+def runs() -> str:
+    """zset run id -> start in milliseconds. Learning -> status, routes."""
+    return PREFIX + "runs"
+
+
+def run(run_id: str) -> str:
+    """string, Run JSON; no expiry. Learning -> status, routes, metrics."""
+    return f"{PREFIX}run:{run_id}"
+
+
+def run_current() -> str:
+    """string, id of the one run that is not finished. Learning."""
+    return PREFIX + "run-current"
+
+
+def learning_lease() -> str:
+    """string, fencing token of the worker that runs a stage; expires in seconds. Worker."""
+    return PREFIX + "learning-lease"
+
+
+def ingest_lease() -> str:
+    """string, owner of the ingest in progress; expires in seconds. Worker."""
+    return PREFIX + "ingest-lease"
+
+
+def fence() -> str:
+    """integer, the newest fencing token given out. Worker; checked by every publish."""
+    return PREFIX + "fence"
+
+
+# --- policies and replicas ------------------------------------------------------------------
+
+
+def policies() -> str:
+    """zset version -> its number: the registry. A version not in it does not exist."""
+    return PREFIX + "policies"
+
+
+def policy(version: str) -> str:
+    """string, signed card JSON; never changes. Learning -> gateways, agents, people."""
+    return f"{PREFIX}policy:{version}"
+
+
+def policy_next() -> str:
+    """integer, the newest version number given out. Learning."""
+    return PREFIX + "policy-next"
+
+
+def policy_checksums(version: str) -> str:
+    """hash parameter -> checksum, as one engine build loaded it. Agents, evaluation."""
+    return f"{PREFIX}policy-checksums:{version}"
+
+
+def quarantined() -> str:
+    """hash version -> reason why no engine may load it. Agents."""
+    return PREFIX + "quarantined"
+
+
+def target() -> str:
+    """string, the version that every replica should serve. Promotion -> agents."""
+    return PREFIX + "target"
+
+
+def target_history() -> str:
+    """list, newest first, of versions that were the target before. Promotion -> rollback."""
+    return PREFIX + "target-history"
+
+
+def audit() -> str:
+    """stream of promotions, rollbacks, key changes and erasures; append-only. -> history."""
+    return PREFIX + "audit"
+
+
+def replica(name: str) -> str:
+    """string, Replica JSON; expires after seconds without a heartbeat. Agent -> gateways."""
+    return f"{PREFIX}replica:{name}"
+
+
+def replicas() -> str:
+    """set of replica names. Agent -> gateways."""
+    return PREFIX + "replicas"
+
+
+def swap_lease() -> str:
+    """string, name of the replica that swaps now; expires. Agents take turns by it."""
+    return PREFIX + "swap-lease"

@@ -1,0 +1,149 @@
+"""Every Prometheus collector of the service: names, units, labels, buckets.
+
+Labels are bounded: a version, a stage, a status, never a user, prompt or key. The only module that
+imports prometheus_client. On one machine the processes share files (`PROMETHEUS_MULTIPROC_DIR`,
+which `up` sets), so that the gateway's `/metrics` shows what all of them know.
+"""
+
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    start_http_server,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+__all__ = ["CONTENT_TYPE_LATEST", "render", "serve"]
+
+_FAST = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
+_STAGE = (1.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0, 7200.0, 43200.0)
+
+
+def registry() -> CollectorRegistry:
+    """What to expose: this process, or all processes of the machine."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    shared = CollectorRegistry()
+    MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+    return shared
+
+
+def render() -> bytes:
+    """All metrics in the text format of Prometheus."""
+    return generate_latest(registry())
+
+
+def serve(port: int, *, host: str) -> None:
+    """Expose the metrics on a port of their own, from a daemon thread."""
+    start_http_server(port, addr=host, registry=registry())
+
+
+# --- serving
+REQUESTS = Counter("instructloop_requests_total", "HTTP requests.", ["route", "status"])
+REQUEST_SECONDS = Histogram(
+    "instructloop_request_seconds", "Whole time of a request.", ["route"], buckets=_SLOW
+)
+OVERHEAD_SECONDS = Histogram(
+    "instructloop_gateway_overhead_seconds",
+    "Time that the gateway itself added to a completion.",
+    buckets=_FAST,
+)
+FIRST_TOKEN_SECONDS = Histogram(
+    "instructloop_time_to_first_token_seconds", "Until the first token of a stream.", buckets=_SLOW
+)
+TOKENS = Counter("instructloop_tokens_total", "Tokens.", ["kind", "policy_version"])
+IN_FLIGHT = Gauge(
+    "instructloop_in_flight_requests",
+    "Completions being answered now.",
+    multiprocess_mode="mostrecent",
+)
+REPLICAS = Gauge(
+    "instructloop_replicas",
+    "Engine replicas.",
+    ["version", "state"],
+    multiprocess_mode="mostrecent",
+)
+REDIS_UP = Gauge(
+    "instructloop_redis_up", "1 when Redis answers this process.", multiprocess_mode="mostrecent"
+)
+POLICY_INFO = Gauge(
+    "instructloop_policy_version_info",
+    "1 for the version that is the target.",
+    ["version"],
+    multiprocess_mode="mostrecent",
+)
+SWAPS = Counter("instructloop_swaps_total", "Hot swaps of weights.", ["outcome"])
+SWAP_PAUSE_SECONDS = Histogram(
+    "instructloop_swap_pause_seconds", "How long a swap paused generation.", buckets=_SLOW
+)
+
+# --- log and feedback
+PROMPTS = Counter("instructloop_prompts_total", "Prompts by what became of them.", ["outcome"])
+PII_ENTITIES = Counter("instructloop_pii_entities_total", "Items hidden by the filter.", ["kind"])
+LOG_BACKLOG = Gauge(
+    "instructloop_log_backlog", "Completions that wait for ingest.", multiprocess_mode="mostrecent"
+)
+LOGS_DROPPED = Counter("instructloop_logs_dropped_total", "Completions not logged.", ["reason"])
+FEEDBACK = Counter("instructloop_feedback_total", "Feedback recorded.", ["kind", "policy_version"])
+LABELING_TASKS = Gauge(
+    "instructloop_labeling_tasks", "Labeling tasks.", ["state"], multiprocess_mode="mostrecent"
+)
+RATER_AGREEMENT = Gauge(
+    "instructloop_rater_agreement",
+    "Share of pairs on which two raters of one task agree.",
+    multiprocess_mode="mostrecent",
+)
+
+# --- learning
+REWARD_MODEL_ACCURACY = Gauge(
+    "instructloop_reward_model_accuracy",
+    "Pair accuracy of the newest reward model.",
+    ["split"],
+    multiprocess_mode="mostrecent",
+)
+STAGE_SECONDS = Histogram(
+    "instructloop_learning_stage_seconds", "Whole time of a stage.", ["stage"], buckets=_STAGE
+)
+STAGE_PROGRESS = Gauge(
+    "instructloop_learning_stage_progress",
+    "How far a stage is, 0 to 1.",
+    ["stage"],
+    multiprocess_mode="mostrecent",
+)
+LEARNING_RUNS = Counter(
+    "instructloop_learning_runs_total", "Stages that ended.", ["stage", "outcome"]
+)
+PPO_REWARD = Gauge(
+    "instructloop_ppo_reward", "Mean score of the newest rollouts.", multiprocess_mode="mostrecent"
+)
+PPO_KL = Gauge(
+    "instructloop_ppo_kl", "KL from the anchor, nats per answer.", multiprocess_mode="mostrecent"
+)
+PPO_CLIP_FRACTION = Gauge(
+    "instructloop_ppo_clip_fraction",
+    "Share of ratios that were clipped.",
+    multiprocess_mode="mostrecent",
+)
+PPO_ENTROPY = Gauge(
+    "instructloop_ppo_entropy",
+    "Entropy of the policy, nats per token.",
+    multiprocess_mode="mostrecent",
+)
+PPO_PTX_LOSS = Gauge(
+    "instructloop_ppo_ptx_loss",
+    "Loss on pretraining text, nats per token.",
+    multiprocess_mode="mostrecent",
+)
+WIN_RATE = Gauge(
+    "instructloop_policy_win_rate",
+    "Win rate of a version.",
+    ["version", "against"],
+    multiprocess_mode="mostrecent",
+)

@@ -1,0 +1,131 @@
+"""The door to Redis: connecting, checking that it keeps its word, and atomic scripts.
+
+The only module that imports redis. Others take the client that `connect` gives and the key names
+of core/keys.py. Errors of the connection reach callers as `core.errors.Unavailable`, through
+`redis_errors`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from core.errors import StartError, Unavailable
+from core.keyring import Keyring
+from core.settings import Settings
+
+LUA = Path(__file__).parent / "lua"
+SCHEMA_VERSION = "1"
+__all__ = [
+    "Redis",
+    "check_redis",
+    "connect",
+    "local_redis_url",
+    "redis_errors",
+    "redis_url",
+    "script",
+]
+
+
+def local_redis_url(state_dir: Path, password: str, *, database: int = 0) -> str:
+    """Where the Redis that `up` starts listens: a socket in a folder of mode 0700."""
+    return f"unix://:{password}@{socket_path(state_dir)}?db={database}"
+
+
+def redis_url(settings: Settings, *, database: int = 0) -> str:
+    """The Redis of the records: the setting, or our own in the state folder.
+
+    The password of our own is read from its file, so that it is in no environment or command line.
+    """
+    if settings.redis_url:
+        return settings.redis_url
+    password = Keyring(settings.state_dir / "secrets").token("redis.password")
+    return local_redis_url(settings.state_dir, password, database=database)
+
+
+def socket_path(state_dir: Path) -> Path:
+    """The socket of our own Redis."""
+    return state_dir.resolve() / "redis" / "redis.sock"
+
+
+@asynccontextmanager
+async def connect(url: str, *, timeout: float = 5.0) -> AsyncIterator[Redis]:
+    """A client for the length of a `with` block. Commands are not retried: callers decide."""
+    client = Redis.from_url(
+        url,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=15,
+    )
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turn a lost, loading, full or read-only Redis into Unavailable (503, with Retry-After)."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError) as error:
+        raise Unavailable(f"Redis does not answer: {type(error).__name__}; try again") from error
+    except redis.ResponseError as error:
+        if str(error).startswith(("OOM", "MISCONF", "LOADING", "NOREPLICAS")):
+            raise Unavailable(f"Redis cannot write now: {error}") from error
+        raise
+
+
+@cache
+def _source(name: str) -> str:
+    return (LUA / f"{name}.lua").read_text()
+
+
+async def script(
+    client: Redis, name: str, keys: list[str], args: list[str | bytes | int | float]
+) -> Any:
+    """Run core/lua/NAME.lua: one atomic step. It is loaded again after a restart of Redis."""
+    run = client.register_script(_source(name))
+    return await cast(Awaitable[Any], run(keys=keys, args=args))
+
+
+async def check_redis(client: Redis) -> list[str]:
+    """Whether this Redis may hold what people told us; returns warnings.
+
+    Raises StartError when it does not answer or holds a schema that this release cannot read.
+    An instance without AOF and `appendfsync always`, or one that evicts, is a warning; with
+    `durability=strict` it also makes the feedback routes refuse.
+    """
+    try:
+        await client.ping()
+        known = await client.set("il:schema", SCHEMA_VERSION, nx=True, get=True)
+    except redis.RedisError as error:
+        raise StartError(
+            f"Redis does not answer ({error}): start it, or correct INSTRUCTLOOP_REDIS_URL"
+        ) from None
+    if known is not None and known.decode() != SCHEMA_VERSION:
+        raise StartError(
+            f"this Redis holds schema {known.decode()}, this release reads {SCHEMA_VERSION}: "
+            "run the release that wrote it, or another Redis"
+        )
+    return await _durability_warnings(client)
+
+
+async def _durability_warnings(client: Redis) -> list[str]:
+    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    try:
+        answers = {name: (await client.config_get(name)).get(name) for name in wanted}
+    except redis.ResponseError:
+        return ["this Redis does not let us read its settings: durability is not checked"]
+    return [
+        f"Redis has {name} = {answers[name]}, feedback needs {value}"
+        for name, value in wanted.items()
+        if answers[name] != value
+    ]

@@ -1,0 +1,172 @@
+"""The registry of policies: which versions exist, which one should be live, and what happened.
+
+A version is a folder plus a signed card; it exists when it is in Redis, which one atomic script
+decides (core/lua). The live version is a target that engine agents follow. Every change of the
+target, every probe and erasure is an entry of the audit log. Holds no weights and loads none.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from core import keys
+from core.errors import Conflict, LeaseLost, NotFound, Unprocessable
+from core.keyring import Keyring
+from core.records import Card
+from core.redis_client import Redis, script
+
+
+def version_name(number: int) -> str:
+    """`v0000`, `v0001`, ..."""
+    return f"v{number:04d}"
+
+
+def card_bytes(card: Card) -> bytes:
+    """What a signature covers: the card without it, as canonical JSON."""
+    fields = card.model_dump(exclude={"signature"})
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+def signed(card: Card, keyring: Keyring) -> Card:
+    """The card with its Ed25519 signature."""
+    return card.model_copy(update={"signature": keyring.sign(card_bytes(card))})
+
+
+def timestamp() -> str:
+    """Now, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+async def next_version(redis: Redis) -> str:
+    """Reserve the next version number (the first is v0000). A gap does no harm."""
+    return version_name(int(await redis.incr(keys.policy_next())) - 1)
+
+
+async def publish(redis: Redis, card: Card, *, fencing_token: int) -> None:
+    """Register a version whose folder is complete.
+
+    Raises LeaseLost when another worker has taken over since; then nothing is registered.
+    """
+    outcome = await script(
+        redis,
+        "publish_policy",
+        [keys.fence(), keys.policies(), keys.policy(card.version), keys.audit()],
+        [
+            str(fencing_token),
+            card.version,
+            int(card.version[1:]),
+            card.model_dump_json(),
+            audit_entry("published", version=card.version, kind=card.kind),
+        ],
+    )
+    if outcome == 0:
+        raise LeaseLost(f"another worker took over: {card.version} was not registered")
+
+
+async def cards(redis: Redis) -> list[Card]:
+    """All registered versions, oldest first."""
+    versions = await redis.zrange(keys.policies(), 0, -1)
+    raw = await redis.mget([keys.policy(v.decode()) for v in versions]) if versions else []
+    return [Card.model_validate_json(text) for text in raw if text]
+
+
+async def card(redis: Redis, version: str) -> Card:
+    """One version's card. Raises NotFound."""
+    raw = await redis.get(keys.policy(version))
+    if raw is None:
+        raise NotFound(f"no policy {version}: `instructloop policies list` shows them")
+    return Card.model_validate_json(raw)
+
+
+async def target(redis: Redis) -> str | None:
+    """The version that every replica should serve; None before the first."""
+    raw = await redis.get(keys.target())
+    return raw.decode() if raw else None
+
+
+async def promote(redis: Redis, version: str, *, who: str, why: str, expected: str = "") -> str:
+    """Make a version the target; returns it.
+
+    `expected` is the target that the caller saw: when it moved meanwhile, Conflict.
+    Raises NotFound, Unprocessable (quarantined), Conflict.
+    """
+    return await _set_target(redis, version, action="promoted", who=who, why=why, expected=expected)
+
+
+async def rollback(redis: Redis, *, who: str, why: str, expected: str = "") -> str:
+    """Make the last good version before this one the target again; returns it."""
+    return await _set_target(redis, "", action="rolled back", who=who, why=why, expected=expected)
+
+
+async def _set_target(
+    redis: Redis, version: str, *, action: str, who: str, why: str, expected: str
+) -> str:
+    status, name = await script(
+        redis,
+        "set_target",
+        [
+            keys.policies(),
+            keys.target(),
+            keys.target_history(),
+            keys.audit(),
+            keys.quarantined(),
+        ],
+        [version, audit_entry(action, who=who, why=why), action, expected],
+    )
+    match status.decode():
+        case "ok" | "same":
+            return str(name.decode())
+        case "unknown":
+            raise NotFound(f"no policy {version}: `instructloop policies list` shows them")
+        case "quarantined":
+            raise Unprocessable(f"{version} is quarantined: an engine could not load it")
+        case "none":
+            raise Conflict("there is no earlier version to go back to")
+        case _:
+            raise Conflict(f"the live version is {name.decode()} now: look again and repeat")
+
+
+async def quarantine(redis: Redis, version: str, *, why: str) -> None:
+    """No engine may load this version again; the reason is kept."""
+    await redis.hset(keys.quarantined(), version, why)
+    await record(redis, "quarantined", version=version, why=why)
+
+
+async def record(redis: Redis, action: str, **details: str) -> None:
+    """Append to the audit log."""
+    await redis.xadd(keys.audit(), {"entry": audit_entry(action, **details)})
+
+
+def audit_entry(action: str, **details: str) -> str:
+    """One line of the audit log."""
+    return json.dumps({"at": timestamp(), "action": action, **details}, sort_keys=True)
+
+
+async def history(redis: Redis, version: str | None = None) -> list[dict[str, Any]]:
+    """The audit log, oldest first; of one version when given."""
+    entries = [_entry(fields) for _, fields in await redis.xrange(keys.audit())]
+    return [e for e in entries if version is None or version in _versions_of(e)]
+
+
+def _entry(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads(fields[b"entry"])
+    for name in ("from", "to"):
+        if value := fields.get(name.encode()):
+            entry[name] = value.decode()
+    return entry
+
+
+def _versions_of(entry: Mapping[str, Any]) -> set[Any]:
+    return {entry.get("version"), entry.get("from"), entry.get("to")}
+
+
+async def acquire_fence(redis: Redis) -> int:
+    """A fencing token newer than all before it; older holders can publish nothing from now on."""
+    return int(await redis.incr(keys.fence()))
+
+
+def milliseconds() -> int:
+    """Now, as scores of sorted sets have it."""
+    return int(time.time() * 1000)

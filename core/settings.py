@@ -1,0 +1,223 @@
+"""Settings: the environment over `instructloop.toml` over the profile over defaults.
+
+Read once at the edge of each process and handed down as the smallest group that is needed.
+Knows names, types and bounds; opens no connection and touches no state.
+"""
+
+import os
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from core.errors import StartError
+from core.hyperparameters import PAPER, Group, LearningSettings
+
+PREFIX = "INSTRUCTLOOP_"
+SETTINGS_FILE = "instructloop.toml"
+Profile = Literal["cpu-small", "paper"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class GatewaySettings(Group):
+    """The HTTP door for applications, raters and ops."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port to listen on."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Where `/metrics` listens when `host` is not loopback."""
+    max_body_bytes: int = Field(1_048_576, ge=1024)
+    """Largest request body."""
+    max_prompt_chars: int = Field(200_000, ge=1)
+    """Longest prompt, all messages together."""
+    max_choices: int = Field(16, ge=1, le=128)
+    """Largest `n` of a request."""
+    max_concurrent_requests: int = Field(512, ge=1)
+    """Completions answered at one time; more get 503."""
+    request_timeout_seconds: float = Field(600.0, gt=0)
+    """Longest whole time of a completion."""
+    first_token_timeout_seconds: float = Field(120.0, gt=0)
+    """Longest wait for the first byte from an engine."""
+    shutdown_seconds: int = Field(20, ge=0)
+    """How long requests in flight may finish after SIGTERM."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of browsers that may call the API."""
+
+
+class EngineSettings(Group):
+    """The vLLM engines that serve the current policy, and how weights are swapped."""
+
+    urls: tuple[str, ...] = ()
+    """Engines that already run; nothing is swapped into them."""
+    count: int = Field(1, ge=1, le=64)
+    """Engines of our own on this machine."""
+    max_model_len: int = Field(2048, ge=64)
+    """Longest prompt and completion together, in tokens."""
+    max_num_seqs: int = Field(32, ge=1)
+    """Completions that an engine generates at one time."""
+    kv_cache_gib: int = Field(1, ge=1)
+    """Memory of an engine for keys and values, on a CPU."""
+    start_timeout_seconds: float = Field(300.0, gt=0)
+    """How long an engine may take to start."""
+    drain_seconds: float = Field(2.0, ge=0)
+    """How long a swap waits for replies in flight before it pauses them."""
+
+
+class LogSettings(Group):
+    """Which prompts are kept, of whom, and how they are split."""
+
+    prompts_per_user: int = Field(200, ge=1)
+    """The paper's cap (section 3.2), counted over `window_days`."""
+    window_days: int = Field(30, ge=1)
+    """The days over which the cap and duplicates are counted."""
+    duplicate_prefix_chars: int = Field(120, ge=16)
+    """Prompts whose normalised text shares this long a prefix count as duplicates."""
+    validation_share: Share = 0.2
+    """Share of users whose prompts only test, during learning."""
+    test_share: Share = 0.1
+    """Share of users whose prompts are kept for the very last test."""
+    split_by_prompt_under_users: int = Field(10, ge=0)
+    """With fewer users, prompts are split instead."""
+    inbox_max_entries: int = Field(100_000, ge=1)
+    """Completions that may wait for ingest; more go to the spool."""
+    spool_max_bytes: int = Field(256 * 1024 * 1024, ge=1024 * 1024)
+    """Largest local file of completions while Redis is away."""
+    max_deliveries: int = Field(5, ge=1)
+    """After this many failed attempts an entry goes to quarantine."""
+    pii_seconds: float = Field(5.0, gt=0)
+    """How long the PII filter may take for one record."""
+
+    @model_validator(mode="after")
+    def _leave_room_for_training(self) -> "LogSettings":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share must leave users to train on")
+        return self
+
+
+class FeedbackSettings(Group):
+    """Whose word trains and whose only tests."""
+
+    heldout_raters: tuple[str, ...] = ()
+    """Rater names that never train. Unset: `heldout_rater_share` of all, by a keyed hash."""
+    heldout_rater_share: Share = 0.2
+    """Share of raters whose word only tests."""
+    rater_share_cap: Share = 1.0
+    """The largest share of a round's comparisons that one rater may give."""
+    lease_seconds: int = Field(600, ge=5)
+    """How long a labeling task is a rater's before it goes back."""
+    idempotency_hours: int = Field(24, ge=1)
+    """How long an `Idempotency-Key` is remembered."""
+
+
+class Settings(BaseSettings):
+    """All of them. `INSTRUCTLOOP_LEARNING__POLICY__ITERATIONS=8` reaches a nested one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    state_dir: Path = Path(".instructloop")
+    """Folder of keys, logs, policies, runs and the data of our own Redis."""
+    model: str = "smollm2"
+    """What v0000 is: a Hugging Face id, a local folder, or the bundled `smollm2`."""
+    profile: Profile = "cpu-small"
+    """`cpu-small`, or `paper` for GPUs (the default where there is one)."""
+    promotion: Literal["auto", "manual"] = "manual"
+    """Who makes a candidate live that passed the gate: `auto`, or a person."""
+    redis_url: str | None = None
+    """Unset: `up` starts a Redis of its own on a socket in the state folder."""
+    redis_broker_url: str | None = None
+    """Where Celery passes its messages. Unset: the same Redis."""
+    redis_limits_url: str | None = None
+    """Where rate limits are counted. Unset: the same Redis."""
+    durability: Literal["strict", "relaxed"] = "strict"
+    """`relaxed` takes feedback though Redis may lose seconds of it in a crash."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What the processes write to their logs."""
+    gateway: GatewaySettings = GatewaySettings()
+    engine: EngineSettings = EngineSettings()
+    log: LogSettings = LogSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    learning: LearningSettings = LearningSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=SETTINGS_FILE)
+        return init_settings, env_settings, toml, ProfileSource(settings_cls)
+
+
+class ProfileSource(PydanticBaseSettingsSource):
+    """What the chosen profile changes, below everything a person wrote."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: the profile is given whole by `__call__`."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        chosen = self.current_state.get("profile") or default_profile()
+        return {"profile": chosen, **({"learning": PAPER} if chosen == "paper" else {})}
+
+
+def default_profile() -> Profile:
+    """`paper` where there is an NVIDIA GPU, else `cpu-small`."""
+    return "paper" if shutil.which("nvidia-smi") else "cpu-small"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """All settings, with options of a command line on top.
+
+    Raises StartError with a line that names the setting that is unknown or malformed.
+    """
+    _refuse_unknown_environment()
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise StartError("; ".join(_explain(detail) for detail in error.errors())) from None
+    except tomllib.TOMLDecodeError as error:
+        raise StartError(f"{SETTINGS_FILE} is not valid TOML: {error}") from None
+
+
+def _refuse_unknown_environment() -> None:
+    """A misspelt top-level variable would otherwise be ignored in silence."""
+    known = {name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
+    for name in os.environ:
+        head = name.removeprefix(PREFIX).split("__")[0]
+        if name.startswith(PREFIX) and head not in known:
+            raise StartError(f"unknown setting {name}: see the table of settings in the README")
+
+
+OTHER_VARIABLES = {
+    "REDIS_SERVER",  # path of a redis-server to start
+    "URL",  # where clients of this machine find the service (simulate, bench)
+    "API_KEY",  # the key they use
+    "ENGINE_TOKENS",  # file that the engine's guard reads
+    "POLICY_VERSION",  # what the engine's guard starts with
+}
+
+
+def _explain(detail: Any) -> str:
+    name = PREFIX + "__".join(str(part).upper() for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown setting {name}: see the table of settings in the README"
+    return f"setting {name}: {detail['msg']}"
