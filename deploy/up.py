@@ -1,0 +1,180 @@
+"""`instructloop up`: the whole service on this machine, in the foreground.
+
+Starts Redis (unless one is given), makes the first policy, then the gateway, the engines, the
+worker and beat, and tends them until it is told to stop.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from core.auth import create_key, digest_of, list_keys
+from core.errors import StartError
+from core.keyring import Keyring
+from core.redis_client import check_redis, connect, redis_url
+from core.settings import PREFIX, Settings
+from deploy.base_model import base_model_folder
+from deploy.preflight import lock_state_dir, preflight
+from deploy.redis_server import redis_command
+from deploy.supervisor import Child, Supervisor, own_command
+from learning.publish import publish_base
+
+POLL_SECONDS = 0.2
+READY_TIMEOUT_SECONDS = 600
+REDIS_TIMEOUT_SECONDS = 20
+WORKER_STOP_SECONDS = 60
+"""A stage checkpoints when it is told to stop, which takes seconds."""
+
+
+def up(settings: Settings, *, learning: bool, say: Callable[[str], None]) -> None:
+    """Run until SIGTERM or Ctrl-C. Raises StartError when the service cannot start."""
+    lock = lock_state_dir(settings.state_dir)
+    preflight(settings)
+    logs = settings.state_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    _hand_down(settings)
+    supervisor = Supervisor(say=say)
+    supervisor.handle_signals()
+    try:
+        _start_all(supervisor, settings, logs, learning=learning)
+        _wait_until_ready(supervisor, settings)
+        while not supervisor.stopping:
+            supervisor.tend()
+            time.sleep(POLL_SECONDS)
+    finally:
+        supervisor.stop()
+        say("stopped; nothing is running any more")
+        lock.close()
+
+
+def _start_all(supervisor: Supervisor, settings: Settings, logs: Path, *, learning: bool) -> None:
+    gateway, say = settings.gateway, supervisor.say
+    if settings.redis_url is None:
+        say("starting Redis")
+        supervisor.start(_redis_child(settings, logs))
+    asyncio.run(_wait_for_redis(supervisor, settings))
+    admin_key_file = asyncio.run(_ensure_admin_key(settings))
+    say(f"URL:       http://{gateway.host}:{gateway.port}")
+    say(f"admin key: {admin_key_file}")
+    if not settings.engine.urls:
+        _make_first_policy(supervisor, settings)
+        for number in range(settings.engine.count):
+            _start_own(supervisor, logs, f"engine-{number}", "engine", "--number", str(number))
+    else:
+        asyncio.run(_publish_first_policy(settings, None))
+    _start_own(supervisor, logs, "gateway", "gateway", stop_seconds=gateway.shutdown_seconds + 10)
+    if learning and not settings.engine.urls:
+        _start_own(supervisor, logs, "worker", "worker", stop_seconds=WORKER_STOP_SECONDS)
+        _start_own(supervisor, logs, "beat", "beat")
+
+
+def _make_first_policy(supervisor: Supervisor, settings: Settings) -> None:
+    folder = base_model_folder(settings, say=supervisor.say, alive=lambda: not supervisor.stopping)
+    if not supervisor.stopping:
+        asyncio.run(_publish_first_policy(settings, folder))
+
+
+async def _publish_first_policy(settings: Settings, folder: Path | None) -> None:
+    async with connect(redis_url(settings)) as redis:
+        await publish_base(redis, settings, folder)
+
+
+def _start_own(
+    supervisor: Supervisor, logs: Path, name: str, *arguments: str, stop_seconds: float = 30.0
+) -> None:
+    supervisor.start(
+        Child(
+            name=name,
+            command=own_command(*arguments),
+            log=logs / f"{name}.log",
+            stop_seconds=stop_seconds,
+        )
+    )
+
+
+def _redis_child(settings: Settings, logs: Path) -> Child:
+    password = Keyring(settings.state_dir / "secrets").token("redis.password")
+    return Child(
+        name="redis",
+        command=redis_command(settings.state_dir, password),
+        log=logs / "redis.log",
+        stop_seconds=30,
+    )
+
+
+async def _wait_for_redis(supervisor: Supervisor, settings: Settings) -> None:
+    deadline = time.monotonic() + REDIS_TIMEOUT_SECONDS
+    while True:
+        try:
+            async with connect(redis_url(settings)) as redis:
+                for warning in await check_redis(redis):
+                    supervisor.say(f"warning: {warning}")
+            return
+        except StartError:
+            own = settings.redis_url is None
+            if not own or supervisor.stopping or time.monotonic() > deadline:
+                raise
+            if not supervisor.children[0].alive:
+                raise StartError(f"Redis did not start: see {supervisor.children[0].log}") from None
+        await asyncio.sleep(0.05)
+
+
+async def _ensure_admin_key(settings: Settings) -> Path:
+    """The file with a key that works: made at the first start, or when Redis forgot it."""
+    path = settings.state_dir / "admin.key"
+    async with connect(redis_url(settings)) as redis:
+        known = {key.digest for key in await list_keys(redis) if key.revoked_at is None}
+        if path.exists() and digest_of(path.read_text().strip()) in known:
+            return path
+        _, secret = await create_key(redis, name="admin", tenant="default", scopes=("admin",))
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secret + "\n")
+    return path
+
+
+def _wait_until_ready(supervisor: Supervisor, settings: Settings) -> None:
+    """Say what is missing until `/readyz` says that nothing is."""
+    began, said = time.monotonic(), ""
+    url = f"http://{settings.gateway.host}:{settings.gateway.port}/readyz"
+    while not supervisor.stopping:
+        supervisor.tend()
+        ready, missing = _readiness(url)
+        if ready:
+            supervisor.say(f"ready after {time.monotonic() - began:.0f} s")
+            return
+        if missing != said:
+            supervisor.say(f"waiting for {missing}")
+            said = missing
+        if time.monotonic() - began > READY_TIMEOUT_SECONDS:
+            raise StartError(f"not ready after {READY_TIMEOUT_SECONDS} s, missing: {missing}")
+        time.sleep(POLL_SECONDS)
+
+
+def _readiness(url: str) -> tuple[bool, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status == 200, ""
+    except urllib.error.HTTPError as error:
+        missing = json.loads(error.read() or b"{}").get("missing", [])
+        return False, ", ".join(missing) or f"the gateway (status {error.code})"
+    except OSError:
+        return False, "the gateway"
+
+
+def _hand_down(settings: Settings) -> None:
+    """Children read the same settings: what the command line changed goes into the environment."""
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    changed["state_dir"] = str(settings.state_dir.resolve())
+    changed["profile"] = settings.profile
+    metrics = settings.state_dir.resolve() / "metrics"
+    shutil.rmtree(metrics, ignore_errors=True)
+    metrics.mkdir()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    for name, value in changed.items():
+        os.environ[PREFIX + name.upper()] = value if isinstance(value, str) else json.dumps(value)
