@@ -32,9 +32,14 @@ class RewardModelSettings(Group):
     """Prompts (each with all of its K completions) in one optimiser step."""
     head_init_std: float = Field(1e-3, ge=0.0)
     """Standard deviation of the scalar head's first weights; negative values are refused."""
+    frozen_share: Fraction = 0.0
+    """Share of the layers, from the bottom, that stay as they are; the embedding with them."""
     normalisation: Literal["bias", "bias_and_gain"] = "bias_and_gain"
     """`bias`: anchor answers score 0 on average (the paper). `bias_and_gain`: and have sd 1."""
     thumb_weight: float = Field(0.1, ge=0.0)
+    """Weight of thumbs and ratings, together, against rankings."""
+    cut_rate_factor: Positive = 50.0
+    """The learned cuts of thumbs and ratings move at so many times the learning rate."""
     """Weight of thumbs and ratings beside comparisons."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """Of Adam."""

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from core import keys
 from core.errors import StartError, Unavailable
 from core.keyring import Keyring
 from core.settings import Settings
@@ -89,11 +90,11 @@ def _source(name: str) -> str:
 
 
 async def script(
-    client: Redis, name: str, keys: list[str], args: list[str | bytes | int | float]
+    client: Redis, name: str, key_names: list[str], args: list[str | bytes | int | float]
 ) -> Any:
     """Run core/lua/NAME.lua: one atomic step. It is loaded again after a restart of Redis."""
     run = client.register_script(_source(name))
-    return await cast(Awaitable[Any], run(keys=keys, args=args))
+    return await cast(Awaitable[Any], run(keys=key_names, args=args))
 
 
 async def check_redis(client: Redis) -> list[str]:
@@ -105,14 +106,15 @@ async def check_redis(client: Redis) -> list[str]:
     """
     try:
         await client.ping()
-        known = await client.set("il:schema", SCHEMA_VERSION, nx=True, get=True)
+        await client.setnx(keys.schema(), SCHEMA_VERSION)
+        known = (await client.get(keys.schema())).decode()
     except redis.RedisError as error:
         raise StartError(
             f"Redis does not answer ({error}): start it, or correct INSTRUCTLOOP_REDIS_URL"
         ) from None
-    if known is not None and known.decode() != SCHEMA_VERSION:
+    if known != SCHEMA_VERSION:
         raise StartError(
-            f"this Redis holds schema {known.decode()}, this release reads {SCHEMA_VERSION}: "
+            f"this Redis holds schema {known}, this release reads {SCHEMA_VERSION}: "
             "run the release that wrote it, or another Redis"
         )
     return await _durability_warnings(client)

@@ -1,0 +1,163 @@
+"""API keys: made, listed, revoked, and looked up for every request without asking Redis.
+
+A key is kept as the SHA-256 of its secret (256 random bits, so a plain hash is enough); the secret
+is shown once, to whoever makes it. `KeyCache` holds all keys in memory and reads them again every
+second, so a revoked key is refused everywhere within two. With Redis away it keeps what it knew.
+Knows keys and scopes; knows nothing of HTTP.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from core import keys, registry
+from core.errors import Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
+from core.records import ApiKey, Scope
+from core.redis_client import Redis, redis_errors
+
+REFRESH_SECONDS = 1.0
+_FRESH_SECONDS = 3 * REFRESH_SECONDS
+_MISS_SECONDS = 0.1  # unknown secrets may cause one early refresh in this time
+_PATIENCE_SECONDS = 0.5  # how long a request waits for that
+_ID_BYTES = 4  # what a completion id has room for
+
+
+async def create_key(
+    redis: Redis,
+    *,
+    name: str,
+    tenant: str,
+    scopes: Sequence[Scope],
+    expires_at: float | None = None,
+    trains: bool = True,
+) -> tuple[ApiKey, str]:
+    """Make a key; returns it with its secret, which is kept nowhere.
+
+    `expires_at` is in seconds since the epoch. Raises Unprocessable without a scope.
+    """
+    if not scopes:
+        raise Unprocessable("a key needs at least one scope: complete, feedback, label or admin")
+    secret = f"il-{secrets.token_urlsafe(32)}"
+    while True:
+        key = ApiKey(
+            id=secrets.token_hex(_ID_BYTES),
+            name=name,
+            tenant=tenant,
+            scopes=tuple(dict.fromkeys(scopes)),
+            digest=digest_of(secret),
+            created_at=time.time(),
+            expires_at=expires_at,
+            trains=trains,
+        )
+        if await redis.hsetnx(keys.api_keys(), key.id, key.model_dump_json()):
+            break
+    await registry.record(redis, "key created", key=key.id, scopes=" ".join(key.scopes))
+    return key, secret
+
+
+async def list_keys(redis: Redis) -> list[ApiKey]:
+    """All keys, revoked and expired ones too, oldest first."""
+    raw = await redis.hgetall(keys.api_keys())
+    return sorted(map(ApiKey.model_validate_json, raw.values()), key=lambda key: key.created_at)
+
+
+async def revoke_key(redis: Redis, key_id: str) -> ApiKey:
+    """Refuse this key from now on, everywhere within two seconds. Raises NotFound."""
+    raw = await redis.hget(keys.api_keys(), key_id)
+    if raw is None:
+        raise NotFound(f"no key {key_id}: `instructloop keys list` shows them")
+    key = ApiKey.model_validate_json(raw)
+    if key.revoked_at is None:
+        key = key.model_copy(update={"revoked_at": time.time()})
+        await redis.hset(keys.api_keys(), key_id, key.model_dump_json())
+        await registry.record(redis, "key revoked", key=key.id)
+    return key
+
+
+def digest_of(secret: str) -> str:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def require(key: ApiKey, scope: Scope) -> None:
+    """Raises Forbidden unless the key has the scope; `admin` has all."""
+    if scope not in key.scopes and "admin" not in key.scopes:
+        raise Forbidden(
+            f"this needs a key with the scope `{scope}`; key {key.id} has "
+            f"{', '.join(key.scopes)}: see `instructloop keys create --scope {scope}`"
+        )
+
+
+class KeyCache:
+    """All keys, in memory."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._raw: dict[bytes, bytes] = {}
+        self._by_digest: dict[str, ApiKey] = {}
+        self._asked_at = float("-inf")
+        self._read_at = float("-inf")
+        self._again: asyncio.Task[None] | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the keys were read at least once."""
+        return self._read_at > float("-inf")
+
+    @property
+    def fresh(self) -> bool:
+        """Whether they were read within the last seconds: Redis answers."""
+        return time.monotonic() - self._read_at < _FRESH_SECONDS
+
+    async def run(self) -> None:
+        """Read the keys every second until cancelled."""
+        while True:
+            with suppress(Unavailable):  # what is known stays good
+                await self.refresh()
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read all keys now. Raises Unavailable."""
+        self._asked_at = time.monotonic()
+        with redis_errors():
+            raw: dict[bytes, bytes] = await self._redis.hgetall(keys.api_keys())
+        if raw != self._raw or not self.loaded:
+            known = map(ApiKey.model_validate_json, raw.values())
+            self._by_digest = {key.digest: key for key in known}
+            self._raw = raw
+        self._read_at = time.monotonic()
+
+    def lookup(self, secret: str) -> ApiKey:
+        """The key of a secret. Raises Unauthenticated, or Unavailable before the first read."""
+        if not self.loaded:
+            raise Unavailable("the API keys are not read yet, because Redis does not answer")
+        key = self._by_digest.get(digest_of(secret))
+        if key is None:
+            raise Unauthenticated("this API key is not known", code="invalid_api_key")
+        if key.revoked_at is not None:
+            raise Unauthenticated(f"API key {key.id} was revoked", code="invalid_api_key")
+        if key.expires_at is not None and key.expires_at <= time.time():
+            raise Unauthenticated(f"API key {key.id} has expired", code="invalid_api_key")
+        return key
+
+    async def find(self, secret: str) -> ApiKey:
+        """Like `lookup`, but a secret that is not known may have been made a moment ago."""
+        if not self.loaded or digest_of(secret) not in self._by_digest:
+            await self._look_again()
+        return self.lookup(secret)
+
+    async def _look_again(self) -> None:
+        """Wait for a refresh that begins now or soon; all who wait share it."""
+        if self._again is None or self._again.done():
+            self._again = asyncio.create_task(self._refresh_soon())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await asyncio.shield(self._again)
+
+    async def _refresh_soon(self) -> None:
+        await asyncio.sleep(self._asked_at + _MISS_SECONDS - time.monotonic())
+        with suppress(Unavailable):
+            await self.refresh()

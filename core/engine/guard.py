@@ -1,0 +1,227 @@
+"""The door of vLLM's server: an ASGI middleware that denies by default.
+
+vLLM loads it by name (`--middleware core.engine.guard.EngineGuard`), so it runs inside vLLM's
+process, before every route of vLLM. vLLM's own `--api-key` leaves many routes open, among them
+one that answers completions and one that calls any method of the worker; here nothing is open:
+
+* the data token, which the gateway holds, opens the routes of `DATA_ROUTES` and no other;
+* the control token, which only the agent (or the learner that owns the engine) holds, opens
+  everything, and the routes of this file.
+
+It also is where a hot swap meets traffic. Routes of its own, all for the control token:
+
+    POST /instructloop/hold                        new data requests wait
+    POST /instructloop/version {"version": "v2"}   what the weights are from now on
+    POST /instructloop/admit   {"version": "v2"}   the same, and those that wait go on
+    GET  /instructloop/state                       {"version", "held", "in_flight", "waiting"}
+
+A swap is: hold; wait until `in_flight` is 0 or patience ends; pause vLLM (`keep`); reload; verify;
+reset the prefix cache; `version` while still paused, because the first token after resume is
+already the new policy's; resume; probe (control requests are never held); admit. What a crossing
+does to a reply is in core/engine/attribution.py. It refuses to know what is in a request.
+
+One instance serves one vLLM server process: `--api-server-count` has to stay 1.
+"""
+
+import asyncio
+import hmac
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.engine.attribution import Message, ReplyMarks, Send, VersionHistory
+from core.errors import (
+    BadRequest,
+    Forbidden,
+    InstructLoopError,
+    NotFound,
+    StartError,
+    Unavailable,
+)
+
+Scope = Message
+Receive = Callable[[], Awaitable[Message]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+TOKENS_FILE = "INSTRUCTLOOP_ENGINE_TOKENS"  # the environment variables the guard reads
+POLICY_VERSION = "INSTRUCTLOOP_POLICY_VERSION"
+HOLD_WAITING = "INSTRUCTLOOP_HOLD_WAITING"
+HOLD_SECONDS = "INSTRUCTLOOP_HOLD_SECONDS"
+
+GENERATION_ROUTES = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
+)
+READING_ROUTES = frozenset({"/health", "/metrics", "/v1/models"})
+DATA_ROUTES = frozenset({("POST", path) for path in GENERATION_ROUTES}) | frozenset(
+    {("GET", path) for path in READING_ROUTES}
+)
+
+_VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it becomes a header
+_MAX_CONTROL_BODY = 4096
+_MAX_WAITING = 256
+_MAX_WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """What the guard is told by the process that starts the engine."""
+
+    data_token: str
+    control_token: str
+    policy_version: str
+    max_waiting: int = _MAX_WAITING
+    max_wait_seconds: float = _MAX_WAIT_SECONDS
+
+
+def settings_from(environment: Mapping[str, str]) -> GuardSettings:
+    """Read the tokens from a file that only its owner may read, and the rest from variables."""
+    try:
+        tokens = json.loads(Path(environment[TOKENS_FILE]).read_text())
+        return GuardSettings(
+            data_token=tokens["data"],
+            control_token=tokens["control"],
+            policy_version=environment[POLICY_VERSION],
+            max_waiting=int(environment.get(HOLD_WAITING, _MAX_WAITING)),
+            max_wait_seconds=float(environment.get(HOLD_SECONDS, _MAX_WAIT_SECONDS)),
+        )
+    except (KeyError, OSError, ValueError) as error:
+        raise StartError(
+            f"The engine's guard cannot start: {error!r}. Start vLLM through core.engine.launch, "
+            f"which writes the token file and sets {TOKENS_FILE} and {POLICY_VERSION}."
+        ) from error
+
+
+class EngineGuard:
+    """The middleware; state is what holds, who waits and which versions were served."""
+
+    def __init__(self, app: App, settings: GuardSettings | None = None) -> None:
+        self._app = app
+        self._settings = settings or settings_from(os.environ)
+        tokens = {self._settings.data_token, self._settings.control_token}
+        if len(tokens) != 2 or "" in tokens:
+            raise StartError("The engine's guard needs two different tokens that are not empty.")
+        self._history = VersionHistory(self._settings.policy_version)
+        self._open = asyncio.Event()
+        self._open.set()
+        self._waiting = 0
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "lifespan":
+                await self._app(scope, receive, send)
+            case "http":
+                try:
+                    await self._http(scope, receive, send)
+                except InstructLoopError as error:
+                    await _send_error(send, error)
+            case _:  # no client of ours speaks WebSocket
+                await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = _bearer_token(scope)
+        is_control = hmac.compare_digest(token, self._settings.control_token.encode())
+        is_data = hmac.compare_digest(token, self._settings.data_token.encode())
+        route = (scope["method"], scope["path"])
+        if is_control and scope["path"].startswith("/instructloop/"):
+            await _send_json(send, 200, await self._control(route, receive))
+        elif is_control:
+            await self._app(scope, receive, send)
+        elif not is_data:
+            raise Forbidden("The engine takes requests from its own gateway and agent only.")
+        elif route not in DATA_ROUTES:
+            raise NotFound(f"The gateway's token does not open {route[0]} {route[1]}.")
+        elif scope["path"] in GENERATION_ROUTES:
+            await self._generate(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._wait_until_open()
+        self._in_flight += 1
+        marks = ReplyMarks(send, self._history)
+        try:
+            await self._app(scope, receive, marks)
+            await marks.flush()
+        finally:
+            self._in_flight -= 1
+
+    async def _wait_until_open(self) -> None:
+        """Return when nothing holds; raise Unavailable when too many wait, or it takes too long."""
+        if self._open.is_set():
+            return
+        if self._waiting >= self._settings.max_waiting:
+            raise Unavailable("The engine is changing its weights and enough requests wait.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._settings.max_wait_seconds):
+                while not self._open.is_set():  # it may have closed again before we ran
+                    await self._open.wait()
+        except TimeoutError:
+            raise Unavailable("The engine took too long to change its weights.") from None
+        finally:
+            self._waiting -= 1
+
+    async def _control(self, route: tuple[str, str], receive: Receive) -> dict[str, object]:
+        match route:
+            case ("GET", "/instructloop/state"):
+                pass
+            case ("POST", "/instructloop/hold"):
+                self._open.clear()
+            case ("POST", "/instructloop/version"):
+                self._history.switch(await _read_version(receive))
+            case ("POST", "/instructloop/admit"):
+                self._history.switch(await _read_version(receive))
+                self._open.set()
+            case _:
+                raise NotFound(f"The guard has no {route[0]} {route[1]}.")
+        return self._state()
+
+    def _state(self) -> dict[str, object]:
+        return {
+            "version": self._history.current,
+            "held": not self._open.is_set(),
+            "in_flight": self._in_flight,
+            "waiting": self._waiting,
+        }
+
+
+def _bearer_token(scope: Scope) -> bytes:
+    """The token of the only Authorization header; empty for none or several."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(values) != 1 or not values[0].startswith(b"Bearer "):
+        return b""
+    token: bytes = values[0].removeprefix(b"Bearer ")
+    return token
+
+
+async def _read_version(receive: Receive) -> str:
+    body, more = b"", True
+    while more and len(body) <= _MAX_CONTROL_BODY:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    try:
+        version = json.loads(body)["version"]
+    except (ValueError, KeyError, TypeError):
+        version = None
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise BadRequest('Send {"version": NAME}: letters, digits, dot, dash, underscore.')
+    return version
+
+
+async def _send_json(send: Send, status: int, content: object, retry_after: int = 0) -> None:
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if retry_after:
+        headers.append((b"retry-after", b"%d" % retry_after))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_error(send: Send, error: InstructLoopError) -> None:
+    retry_after = error.retry_after if isinstance(error, Unavailable) else 0
+    await _send_json(send, error.status, error.body(), retry_after)
