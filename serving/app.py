@@ -1,0 +1,181 @@
+"""The gateway put together: routes, collaborators, and what runs beside the requests.
+
+The only place in serving/ that builds collaborators. `create_app` wires; the lifespan starts the
+background tasks (keys, replicas, inbox, figures) and, at the end, makes the log durable.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from feedback.labeling_routes import router as labeling_router
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from core.auth import KeyCache
+from core.errors import InstructLoopError, Unavailable
+from core.keyring import Keyring
+from core.redis_client import connect, redis_url
+from core.settings import Settings
+from feedback.routes import router as feedback_router
+from serving import completions, policies, replicas, service
+from serving.edge import OPEN_PATHS, Edge, on_http_error, on_invalid, on_our_error
+from serving.inbox import Inbox
+from serving.relay import Services
+from serving.replicas import Replicas
+from serving.upstream import Upstream, watch_fixed
+
+log = logging.getLogger(__name__)
+_AGAIN_SECONDS = 1.0
+_FIRST_LOOK_SECONDS = 1.0
+_EXPOSED = (
+    "x-request-id",
+    "x-policy-version",
+    "x-policy-versions",
+    "x-feedback-off",
+    "retry-after",
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The gateway as an ASGI application."""
+    app = FastAPI(
+        title="InstructLoop",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        exception_handlers={
+            InstructLoopError: on_our_error,
+            HTTPException: on_http_error,
+            RequestValidationError: on_invalid,
+        },
+    )
+    app.state.settings = settings
+    app.state.keyring = Keyring(settings.state_dir / "secrets")
+    app.state.durability_warnings = [service.UNCHECKED]
+    app.add_middleware(Edge, max_body_bytes=settings.gateway.max_body_bytes)
+    if settings.gateway.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.gateway.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "x-api-key"],
+            expose_headers=_EXPOSED,
+        )
+    _mount(app, settings)
+    return app
+
+
+def _mount(app: FastAPI, settings: Settings) -> None:
+    for router in (
+        completions.router,
+        service.router,
+        feedback_router,
+        labeling_router,
+        policies.router,
+    ):
+        app.include_router(router)
+    if is_loopback(settings.gateway.host):
+        app.include_router(service.metrics_router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(redis_url(settings)))
+        app.state.redis = redis
+        app.state.keys = KeyCache(redis)
+        services = _services(app)
+        app.state.services = services
+        stack.push_async_callback(services.upstream.close)
+        inbox = asyncio.create_task(services.inbox.run())
+        stack.push_async_callback(services.inbox.close, inbox)
+        beside = [
+            _kept(app.state.keys.run),
+            _kept(partial(replicas.watch, redis, services.replicas)),
+            _kept(partial(service.watch_figures, redis)),
+            _kept(partial(service.watch_durability, redis, app.state)),
+            *(_kept(partial(watch_fixed, services.upstream, e)) for e in services.replicas),
+        ]
+        stack.push_async_callback(_cancel, [asyncio.create_task(task) for task in beside])
+        await _first_look(app)
+        yield
+
+
+def _services(app: FastAPI) -> Services:
+    settings: Settings = app.state.settings
+    keyring: Keyring = app.state.keyring
+    known = Replicas()
+    for url in settings.engine.urls:
+        known.add_fixed(url)
+    return Services(
+        settings=settings.gateway,
+        keyring=keyring,
+        replicas=known,
+        upstream=Upstream(keyring.token("engine-data.token")),
+        inbox=Inbox(
+            redis=app.state.redis,
+            keyring=keyring,
+            folder=settings.state_dir / "spool",
+            max_entries=settings.log.inbox_max_entries,
+            spool_max_bytes=settings.log.spool_max_bytes,
+        ),
+    )
+
+
+async def _kept(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run background work; begin again whatever it raises, because requests rely on it."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("background work failed; beginning again")
+        await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _first_look(app: FastAPI) -> None:
+    """Give Redis a moment, so that the first request finds the keys; without it, go on."""
+    with suppress(Unavailable, TimeoutError):
+        async with asyncio.timeout(_FIRST_LOOK_SECONDS):
+            await app.state.keys.refresh()
+            services: Services = app.state.services
+            services.replicas.update(*await replicas.heartbeats(app.state.redis), now=0.0)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the two ways to send a key."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        document.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        document["security"] = [{"bearer": []}, {"header": []}]
+        for path in OPEN_PATHS:
+            document["paths"][path]["get"]["security"] = []
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,187 @@
+"""The outermost layer of every HTTP request: its id, its key, its bounds, its error, its figures.
+
+An ASGI middleware, so that nothing is buffered. It lets a request in whose API key is known, gives
+it an id of ours (a client's own is ignored), adds headers that keep browsers careful, turns what is
+raised into OpenAI's error object, and counts. Scopes are for the routes (`core.auth.require`).
+"""
+
+import logging
+import secrets
+import time
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core import metrics
+from core.auth import KeyCache
+from core.errors import (
+    BadRequest,
+    InstructLoopError,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unprocessable,
+)
+from feedback.edge import ERRORS
+
+log = logging.getLogger(__name__)
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Edge:
+    """The middleware."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        outgoing = _Outgoing(send)
+        try:
+            await self._enter(scope, receive, outgoing)
+            if outgoing.overruled is not None:
+                raise outgoing.overruled
+        except InstructLoopError as error:
+            await outgoing.fail(error_response(error), scope, receive)
+        except Exception:  # the edge: whatever it is, the client gets an error object
+            log.exception("request %s failed", outgoing.request_id)
+            ours = InstructLoopError(f"something went wrong; quote {outgoing.request_id}")
+            await outgoing.fail(error_response(ours), scope, receive)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            metrics.REQUESTS.labels(route, outgoing.status).inc()
+            metrics.REQUEST_SECONDS.labels(route).observe(time.monotonic() - began)
+
+    async def _enter(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
+        if scope["path"] not in OPEN_PATHS:
+            known: KeyCache = scope["app"].state.keys
+            scope.setdefault("state", {})["key"] = await known.find(_secret(scope))
+        await self._app(scope, self._bounded(scope, receive, outgoing), outgoing)
+
+    def _bounded(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> Receive:
+        """`receive` that raises TooLarge; a declared length is refused before a byte is read."""
+        length = next((v for n, v in scope["headers"] if n == b"content-length"), None)
+        if length is not None:
+            if not length.isdigit() or int(length) > self._max_body_bytes:
+                raise self._too_large()
+            return receive
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max_body_bytes:
+                outgoing.overruled = self._too_large()
+                raise outgoing.overruled
+            return message
+
+        return counted
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than {self._max_body_bytes} bytes")
+
+
+class _Outgoing:
+    """`send` that adds our headers and remembers the status."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.request_id = f"req_{secrets.token_hex(12)}"
+        self.status = 0
+        self.overruled: InstructLoopError | None = None
+        """An error that counts more than whatever the routes make of it."""
+
+    async def __call__(self, message: Message) -> None:
+        if self.overruled is not None and self.status == 0:
+            return  # `fail` sends it, once the routes are through
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            given = list(message["headers"])
+            names = {name for name, _ in given}
+            ours = [(b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS]
+            added = [(name, value) for name, value in ours if name not in names]
+            message = {**message, "headers": given + added}
+        await self._send(message)
+
+    async def fail(self, response: Response, scope: Scope, receive: Receive) -> None:
+        """Send an error, if nothing was sent yet; a reply that began can only break off."""
+        if self.status == 0:
+            self.overruled = None
+            await response(scope, receive, self)
+
+
+def _secret(scope: Scope) -> str:
+    """The API key of a request: a bearer token, or `x-api-key`. Raises Unauthenticated."""
+    found = {n: v for n, v in scope["headers"] if n in (b"authorization", b"x-api-key")}
+    scheme, _, token = found.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer" and token.strip():
+        return str(token.strip().decode("latin-1"))
+    if key := found.get(b"x-api-key"):
+        return str(key.decode("latin-1"))
+    raise Unauthenticated("send an API key: Authorization: Bearer KEY", code="missing_api_key")
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for the OpenAPI document."""
+    return {status: ERRORS[status] for status in statuses}
+
+
+def error_response(error: InstructLoopError) -> Response:
+    """An error as HTTP has it."""
+    headers = {}
+    if (wait := getattr(error, "retry_after", None)) is not None:
+        headers["Retry-After"] = str(wait)
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(orjson.dumps(error.body()), error.status, headers, "application/json")
+
+
+async def on_our_error(_: Request, error: Exception) -> Response:
+    """Handler of InstructLoopError raised in a route."""
+    assert isinstance(error, InstructLoopError)
+    return error_response(error)
+
+
+async def on_http_error(_: Request, error: Exception) -> Response:
+    """Handler of what the framework raises: no such route, wrong method, unreadable body."""
+    assert isinstance(error, HTTPException)
+    response = error_response(_WrongTurn(str(error.detail), error.status_code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def on_invalid(_: Request, error: Exception) -> Response:
+    """Handler of bodies and parameters that fit no schema: 400 malformed, 422 wrong."""
+    first: dict[str, Any] = error.errors()[0]  # type: ignore[attr-defined]
+    _, *path = first["loc"]
+    param = ".".join(map(str, path)) or None
+    malformed = first["type"] == "json_invalid" or not path
+    message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    return error_response((BadRequest if malformed else Unprocessable)(message, param=param))
+
+
+class _WrongTurn(NotFound):
+    """The framework's own refusal, with its status."""
+
+    kind = "invalid_request_error"
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

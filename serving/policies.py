@@ -1,0 +1,188 @@
+"""Routes of the registry and the loop: which versions there are, which is live, what runs.
+
+HTTP only; the rules are in core/registry.py and core/loop.py. All of it needs the scope `admin`,
+because a card speaks of everybody's data.
+"""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from core import loop, registry
+from core.auth import require
+from core.records import STAGES, Card, Run
+from core.redis_client import Redis, redis_errors
+from feedback.edge import OurErrors
+from serving.edge import errors
+
+_COMMON = errors(400, 401, 403, 413, 422, 429, 503)
+_MISSING = errors(404)
+_CONFLICT = errors(409)
+Stage = Literal["snapshot", "reward_model", "policy", "evaluate", "vote", "gate"]
+Why = Annotated[str, Field(max_length=2000)]
+
+
+def _admin(request: Request) -> None:
+    require(request.state.key, "admin")
+
+
+router = APIRouter(
+    prefix="/v1",
+    tags=["loop"],
+    route_class=OurErrors,
+    responses=_COMMON,
+    dependencies=[Depends(_admin)],
+)
+
+
+class Body(BaseModel):
+    """A request body; an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Change(Body):
+    """Why the live version changes, and from which it should."""
+
+    why: Why
+    expected: str | None = None
+    """The live version as the caller saw it; when it is another by now: 409."""
+
+
+class RunRequest(Body):
+    """Which stages to run; all of them unless said."""
+
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=len(STAGES))] | None = None
+
+
+class Policy(Card):
+    """A card, and whether it is the live one."""
+
+    live: bool
+
+
+class PolicyHistory(Policy):
+    """A card with everything that happened to its version since, oldest first."""
+
+    history: list[dict[str, Any]]
+
+
+class Policies(BaseModel):
+    """All registered versions, oldest first."""
+
+    policies: list[Policy]
+    target: str | None
+
+
+class Target(BaseModel):
+    """The version that every replica is taking up now."""
+
+    version: str
+    status: Literal["accepted"] = "accepted"
+
+
+class RunStarted(BaseModel):
+    """A run that a worker takes up."""
+
+    run_id: str
+
+
+class RunState(Run):
+    """A run and how far its stage is, 0 to 1."""
+
+    progress: float
+
+
+class Runs(BaseModel):
+    """The newest runs, newest first."""
+
+    runs: list[RunState]
+
+
+@router.get("/policies")
+async def list_policies(request: Request) -> Policies:
+    """Every version that exists, and which is live."""
+    redis: Redis = request.app.state.redis
+    with redis_errors():
+        cards, target = await registry.cards(redis), await registry.target(redis)
+    return Policies(policies=[_policy(card, target) for card in cards], target=target)
+
+
+@router.get("/policies/{version}", responses=_MISSING)
+async def get_policy(request: Request, version: str) -> PolicyHistory:
+    """A version's card, and its history."""
+    redis: Redis = request.app.state.redis
+    with redis_errors():
+        card, target = await registry.card(redis, version), await registry.target(redis)
+        history = await registry.history(redis, version)
+    return PolicyHistory(**_policy(card, target).model_dump(), history=history)
+
+
+@router.post("/policies/rollback", status_code=202, responses=_CONFLICT)
+async def rollback(request: Request, change: Change) -> Target:
+    """Make the last good version before the live one live again."""
+    redis: Redis = request.app.state.redis
+    with redis_errors():
+        version = await registry.rollback(
+            redis, who=_who(request), why=change.why, expected=change.expected or ""
+        )
+    return Target(version=version)
+
+
+@router.post("/policies/{version}/promote", status_code=202, responses=_MISSING | _CONFLICT)
+async def promote(request: Request, version: str, change: Change) -> Target:
+    """Make a version live; one that the gate refused can still be promoted by hand."""
+    redis: Redis = request.app.state.redis
+    with redis_errors():
+        version = await registry.promote(
+            redis, version, who=_who(request), why=change.why, expected=change.expected or ""
+        )
+    return Target(version=version)
+
+
+@router.get("/loop")
+async def get_loop(request: Request) -> dict[str, Any]:
+    """Paused or not, what is new to learn from, the current run, the last of each stage."""
+    with redis_errors():
+        return await loop.loop_state(request.app.state.redis)
+
+
+@router.post("/loop/runs", status_code=202, responses=_CONFLICT)
+async def start_run(request: Request, wanted: RunRequest) -> RunStarted:
+    """Start learning now."""
+    stages = [stage for stage in STAGES if stage in (wanted.stages or STAGES)]
+    with redis_errors():
+        run = await loop.request_run(
+            request.app.state.redis, stages=stages, wanted_by=_who(request)
+        )
+    return RunStarted(run_id=run.id)
+
+
+@router.get("/loop/runs")
+async def list_runs(request: Request, limit: Annotated[int, Query(ge=1, le=200)] = 20) -> Runs:
+    """The newest runs."""
+    with redis_errors():
+        runs = await loop.list_runs(request.app.state.redis, limit)
+    return Runs(runs=[_run(run) for run in runs])
+
+
+@router.get("/loop/runs/{run_id}", responses=_MISSING)
+async def get_run(request: Request, run_id: str) -> RunState:
+    """One run: its stage, how far it is, its figures."""
+    with redis_errors():
+        return _run(await loop.get_run(request.app.state.redis, run_id))
+
+
+def _who(request: Request) -> str:
+    return f"key {request.state.key.id}"
+
+
+def _policy(card: Card, target: str | None) -> Policy:
+    return Policy(**card.model_dump(), live=card.version == target)
+
+
+def _run(run: Run) -> RunState:
+    state = run.states.get(run.stage)
+    done = 1.0 if run.finished_at is not None else 0.0
+    return RunState(**run.model_dump(), progress=state.fraction if state else done)

@@ -1,0 +1,308 @@
+"""A completion on its way from an engine to a client: bytes unchanged, in order, as they come.
+
+The reply to one request, as an ASGI application. It picks an engine, and another if that one says
+nothing before anything was sent; holds the status line until the first event of a stream is known,
+because vLLM reports errors inside streams under HTTP 200; withholds the usage event from a client
+that did not ask; stops the generation when the client hangs up; and sends the last bytes only when
+the log entry is durable. What is read beside the bytes is in serving/transcript.py.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from core import metrics
+from core.errors import EngineError, Unavailable
+from core.keyring import Keyring
+from core.records import ApiKey
+from core.settings import GatewaySettings
+from serving import sse
+from serving.failures import Refusal, refusal_of, send_failure
+from serving.hangup import HangUp
+from serving.inbox import Inbox
+from serving.replicas import Engine, Replicas
+from serving.requests import Asked, engine_body
+from serving.transcript import Kind, Transcript
+from serving.upstream import NotAnswered, Upstream, check_id
+
+HUNG_UP, SHUT_DOWN, BROKE_OFF = "hung_up", "shutdown", "engine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What every reply needs; made once by serving/app.py."""
+
+    settings: GatewaySettings
+    keyring: Keyring
+    replicas: Replicas
+    upstream: Upstream
+    inbox: Inbox
+
+
+@dataclass(slots=True, kw_only=True)
+class Reply:
+    """The answer to one request."""
+
+    services: Services
+    asked: Asked
+    key: ApiKey
+    token: str
+    tag: str
+    began: float
+    """When the request came, on the monotonic clock."""
+    transcript: Transcript = field(default_factory=Transcript)
+    logged: bool = False
+    started: bool = False
+    """Whether the status line has been sent."""
+    asked_engine_at: float = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hang_up = HangUp(receive)
+        try:
+            with hang_up:
+                await self._answer(send)
+        except asyncio.CancelledError:
+            self._log(SHUT_DOWN)
+            raise
+        if hang_up.happened:
+            self._log(HUNG_UP)
+
+    @property
+    def completion_id(self) -> str:
+        """The id that the engine is asked to give."""
+        return f"{self.asked.api.prefix}-{self.token}"
+
+    async def _answer(self, send: Send) -> None:
+        """Ask engines until one answers. Raises InstructLoopError when none does."""
+        tried: list[Engine] = []
+        failure: Refusal | NotAnswered | None = None
+        again = False
+        while True:
+            try:
+                engine = self.services.replicas.pick(self.asked.version, tried)
+            except Unavailable:
+                return await send_failure(send, failure)
+            try:
+                return await self._ask(engine, send)
+            except Refusal as refusal:
+                if not refusal.others_may_do_better:
+                    return await send_failure(send, refusal)
+                failure = refusal
+            except NotAnswered as silence:
+                failure = silence
+                if silence.stale and not again:
+                    again = True
+                    continue
+                engine.failed()
+            tried.append(engine)
+
+    async def _ask(self, engine: Engine, send: Send) -> None:
+        """Pass on one engine's reply. Raises NotAnswered or Refusal if nothing was sent."""
+        settings = self.services.settings
+        self.transcript = Transcript()
+        body = engine_body(self.asked, model=engine.model, steering=self._steering(engine))
+        limit = settings.request_timeout_seconds
+        first = settings.first_token_timeout_seconds if self.asked.stream else limit
+        engine.in_flight += 1
+        metrics.IN_FLIGHT.set(self.services.replicas.in_flight)
+        self.asked_engine_at = time.monotonic()
+        try:
+            async with (
+                asyncio.timeout(first) as patience,
+                self.services.upstream.post(
+                    engine, self.asked.api.path, body, request_id=self.token
+                ) as response,
+            ):
+                if self._is_stream(response):
+                    loop = asyncio.get_running_loop()
+                    await self._stream(engine, response, send, loop.time() + limit, patience)
+                else:
+                    await self._unary(engine, response, send)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            if not self.started:
+                raise NotAnswered(str(error) or "the engine took too long") from error
+            await self._break_off(send)
+        finally:
+            engine.in_flight -= 1
+            metrics.IN_FLIGHT.set(self.services.replicas.in_flight)
+
+    def _steering(self, engine: Engine) -> dict[str, Any]:
+        """What only the gateway tells an engine: no cache entry is shared across tenants."""
+        if not engine.is_vllm:
+            return {}
+        salt = self.services.keyring.hashed(self.key.tenant, "cache", engine.version)
+        return {"cache_salt": salt, **({} if engine.fixed else {"priority": 0})}
+
+    def _is_stream(self, response: aiohttp.ClientResponse) -> bool:
+        return response.status == 200 and response.content_type == "text/event-stream"
+
+    async def _unary(self, engine: Engine, response: aiohttp.ClientResponse, send: Send) -> None:
+        body = await response.read()
+        answered_at = time.monotonic()
+        if response.status != 200:
+            raise Refusal(response.status, body, response.headers.get("Retry-After"))
+        self._note_versions(engine, response)
+        self.transcript.read(body)
+        headers = self._headers(engine, response)
+        await self._durable()
+        await self._start(send, [*headers, (b"content-length", b"%d" % len(body))])
+        await send({"type": "http.response.body", "body": body})
+        self._measure(answered_at)
+
+    async def _stream(
+        self,
+        engine: Engine,
+        response: aiohttp.ClientResponse,
+        send: Send,
+        until: float,
+        patience: asyncio.Timeout,
+    ) -> None:
+        self._note_versions(engine, response)
+        held: list[bytes] = []  # comments before the first event
+        rest, done = b"", False
+        async for chunk in response.content.iter_any():
+            events, rest = sse.split(rest + chunk)
+            passed, done = self._sort(events)
+            held += passed
+            if not self.started and (self.transcript.begun or done):
+                await self._start(send, self._headers(engine, response))
+                patience.reschedule(until)
+                metrics.FIRST_TOKEN_SECONDS.observe(time.monotonic() - self.began)
+            if self.started:
+                await self._pass_on(held, done, send)
+                held = []
+            if done:
+                return
+        await self._end_without_done(rest, send)
+
+    def _sort(self, events: list[bytes]) -> tuple[list[bytes], bool]:
+        """The events to pass on, and whether the last of them ends the stream.
+
+        Raises Refusal when the very first event is an error.
+        """
+        passed = []
+        for event in events:
+            kind = self.transcript.see(event)
+            if kind is Kind.ERROR and not self.transcript.begun:
+                raise refusal_of(event)
+            if kind is not Kind.USAGE or self.asked.wants_usage:
+                passed.append(event)
+            if kind is Kind.DONE:
+                return passed, True
+        return passed, False
+
+    async def _pass_on(self, events: list[bytes], done: bool, send: Send) -> None:
+        if done:
+            answered_at = time.monotonic()
+            *before, last = events
+            await _send_more(send, b"".join(before))
+            await self._durable()
+            await send({"type": "http.response.body", "body": last})
+            self._measure(answered_at)
+        else:
+            await _send_more(send, b"".join(events))
+
+    async def _end_without_done(self, rest: bytes, send: Send) -> None:
+        """The engine closed the stream: well, if every answer had ended, else broken off."""
+        if not self.started:
+            raise NotAnswered("the engine closed the stream before its first event")
+        if not self.transcript.finished:
+            return await self._break_off(send)
+        await _send_more(send, rest)
+        await self._durable()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _break_off(self, send: Send) -> None:
+        """End a stream that the engine left unfinished with an error that clients raise."""
+        self.transcript.error = BROKE_OFF
+        await self._durable()
+        error = EngineError("the engine broke off this reply; ask again")
+        event = sse.event_of(orjson.dumps(error.body()))
+        await send({"type": "http.response.body", "body": event})
+
+    async def _start(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def _note_versions(self, engine: Engine, response: aiohttp.ClientResponse) -> None:
+        """Raises NotAnswered when a pinned version is not what answered."""
+        version = response.headers.get("x-policy-version", engine.version)
+        for name in response.headers.get("x-policy-versions", version).split(","):
+            self.transcript.served_by(name.strip())
+        if self.asked.version not in (None, version):
+            engine.version = version  # it swapped since its last heartbeat
+            raise NotAnswered(f"it serves {version} now")
+
+    def _headers(
+        self, engine: Engine, response: aiohttp.ClientResponse
+    ) -> list[tuple[bytes, bytes]]:
+        version = response.headers.get("x-policy-version", engine.version)
+        headers = [
+            (b"content-type", response.headers.get("Content-Type", "").encode()),
+            (b"x-policy-version", version.encode()),
+        ]
+        if crossed := response.headers.get("x-policy-versions"):
+            headers.append((b"x-policy-versions", crossed.encode()))
+        if not check_id(engine, self.transcript.id, self.completion_id):
+            headers.append((b"x-feedback-off", str(engine.feedback_off).encode()))
+        elif self.asked.prompt is None:
+            headers.append((b"x-feedback-off", b"the prompt is not one text"))
+        return headers
+
+    async def _durable(self) -> None:
+        """Return when the entry is safe."""
+        if (durable := self._log(self.transcript.verdict)) is not None:
+            await durable
+
+    def _log(self, error: str | None) -> "asyncio.Future[None] | None":
+        """Hand the entry to the inbox, once; None if there is nothing to log."""
+        if self.logged:
+            return None
+        self.logged = True
+        self._count_tokens()
+        if not self.asked.stored:
+            return None
+        return self.services.inbox.append(self._entry(error))
+
+    def _entry(self, error: str | None) -> dict[str, Any]:
+        return {
+            "token": self.token,
+            "id": self.completion_id,
+            "tenant": self.key.tenant,
+            "key_id": self.key.id,
+            "user": self.asked.end_user(self.key),
+            "prompt_tag": self.tag,
+            "messages": self.asked.prompt,
+            "choices": self.transcript.choices(),
+            "policy_versions": self.transcript.versions,
+            "created_at": time.time(),
+            "error": error,
+            "sampling": {
+                **self.asked.sampling(),
+                "prompt_tokens": self.transcript.prompt_tokens,
+                "completion_tokens": self.transcript.completion_tokens,
+            },
+            "metadata": self.asked.metadata,
+            "trains": self.asked.trains and self.key.trains,
+        }
+
+    def _count_tokens(self) -> None:
+        said = self.transcript
+        version = said.versions[0] if said.versions else "none"
+        metrics.TOKENS.labels("prompt", version).inc(said.prompt_tokens or 0)
+        metrics.TOKENS.labels("completion", version).inc(said.completion_tokens or 0)
+
+    def _measure(self, answered_at: float) -> None:
+        """What the gateway itself added: before the engine was asked, and after it had answered."""
+        now = time.monotonic()
+        metrics.OVERHEAD_SECONDS.observe(self.asked_engine_at - self.began + now - answered_at)
+
+
+async def _send_more(send: Send, body: bytes) -> None:
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,0 +1,178 @@
+"""Which engines there are, and which of them answers the next request.
+
+Two kinds: replicas whose agent says every second in Redis what it serves, and fixed URLs of engines
+that somebody else runs. `watch` keeps the list; with Redis away the last known list stays, because
+engines do not need Redis to answer. Choosing is pure: the fewest requests in flight among those
+that serve what is asked for. Opens no connection to an engine: serving/upstream.py does.
+"""
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from core import keys, metrics
+from core.errors import NotFound, Unavailable
+from core.records import Replica
+from core.redis_client import Redis, redis_errors
+from serving.requests import MODEL, model_not_found
+
+WATCH_SECONDS = 0.5
+_WATCH_PATIENCE_SECONDS = 2.0
+_SILENCE_SECONDS = 3.0
+_AVOID_SECONDS = 1.0  # after a failure others are asked first for so long
+EXTERNAL_VERSION = "v0000"
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """One engine, as the gateway sees it. Changes as heartbeats and failures come in."""
+
+    name: str
+    url: str
+    """`http://host:port` or `unix:PATH`."""
+    version: str
+    state: str
+    model: str = MODEL
+    """The name under which the engine knows its model."""
+    fixed: bool = False
+    is_vllm: bool = True
+    feedback_off: str | None = None
+    """Why replies of this engine take no feedback: it gives them ids of its own."""
+    in_flight: int = 0
+    avoid_until: float = 0.0
+    silent_since: float | None = None
+
+    def failed(self) -> None:
+        """It did not answer: ask others first for a while."""
+        self.avoid_until = time.monotonic() + _AVOID_SECONDS
+
+
+def choose(
+    engines: Iterable[Engine], *, version: str | None, tried: Collection[Engine], now: float
+) -> Engine | None:
+    """The engine for a request; None when there is none.
+
+    An engine that swaps holds new requests for a moment, so it is better than none.
+    """
+    fit = [
+        engine
+        for engine in engines
+        if engine.state in ("ready", "swapping")
+        and engine not in tried
+        and version in (None, engine.version)
+    ]
+    return min(
+        fit,
+        key=lambda engine: (engine.state != "ready", engine.avoid_until > now, engine.in_flight),
+        default=None,
+    )
+
+
+class Replicas:
+    """All engines, by name."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, Engine] = {}
+        self._shown: set[tuple[str, str]] = set()
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self._engines.values())
+
+    def add_fixed(self, url: str) -> Engine:
+        """An engine that somebody else runs; it takes no traffic before it was probed."""
+        engine = Engine(url, url, EXTERNAL_VERSION, "starting", fixed=True)
+        self._engines[url] = engine
+        return engine
+
+    def pick(self, version: str | None, tried: Collection[Engine] = ()) -> Engine:
+        """The engine for a request.
+
+        Raises Unavailable when none is there, NotFound when none serves the pinned version.
+        """
+        now = time.monotonic()
+        engine = choose(self._engines.values(), version=version, tried=tried, now=now)
+        if engine is not None:
+            return engine
+        if version is not None and version not in self.versions():
+            raise self.not_served(version)
+        raise Unavailable("no engine is ready: see /readyz", retry_after=1, code="no_engine")
+
+    def not_served(self, version: str) -> NotFound:
+        """The error for a pinned version that no replica serves."""
+        return model_not_found(f"{MODEL}@{version}")
+
+    def versions(self) -> list[str]:
+        """The versions that some replica serves now."""
+        return sorted({e.version for e in self._engines.values() if e.state == "ready"})
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that engines are answering now."""
+        return sum(engine.in_flight for engine in self._engines.values())
+
+    def can_serve(self) -> bool:
+        """Whether a request that came now would find an engine."""
+        return choose(self._engines.values(), version=None, tried=(), now=0.0) is not None
+
+    def feedback_off(self) -> list[str]:
+        """Why some replies take no feedback."""
+        reasons = {e.feedback_off for e in self._engines.values() if e.feedback_off}
+        return sorted(reasons)
+
+    def update(self, names: Collection[str], heard: Iterable[Replica], *, now: float) -> None:
+        """Take over what agents say.
+
+        Who is not in `names` is gone. Who is, but was not heard, stays as it was for a moment: the
+        heartbeats of a Redis that was away have expired, and new ones come within a second.
+        """
+        engines = {name: engine for name, engine in self._engines.items() if engine.fixed}
+        for replica in heard:
+            engines[replica.name] = self._heard(replica)
+        for name in names:
+            silent = self._engines.get(name)
+            if name in engines or silent is None:
+                continue
+            silent.silent_since = silent.silent_since or now
+            if now - silent.silent_since <= _SILENCE_SECONDS:
+                engines[name] = silent
+        self._engines = engines
+        self._show()
+
+    def _heard(self, replica: Replica) -> Engine:
+        engine = self._engines.get(replica.name)
+        if engine is None or engine.url != replica.url:
+            return Engine(replica.name, replica.url, replica.version, replica.state)
+        engine.version, engine.state, engine.silent_since = replica.version, replica.state, None
+        return engine
+
+    def _show(self) -> None:
+        counts: dict[tuple[str, str], int] = dict.fromkeys(self._shown, 0)
+        for engine in self._engines.values():
+            label = (engine.version, engine.state)
+            counts[label] = counts.get(label, 0) + 1
+        for (version, state), count in counts.items():
+            metrics.REPLICAS.labels(version, state).set(count)
+        self._shown = {label for label, count in counts.items() if count}
+
+
+async def heartbeats(redis: Redis) -> tuple[list[str], list[Replica]]:
+    """The names of all replicas, and what those that are alive said last. Raises Unavailable."""
+    with redis_errors():
+        names = sorted(name.decode() for name in await redis.smembers(keys.replicas()))
+        raw = await redis.mget([keys.replica(name) for name in names]) if names else []
+    return names, [Replica.model_validate_json(text) for text in raw if text]
+
+
+async def watch(redis: Redis, replicas: Replicas) -> None:
+    """Keep the list true until cancelled; with Redis away it stays as it was."""
+    while True:
+        try:
+            async with asyncio.timeout(_WATCH_PATIENCE_SECONDS):
+                names, heard = await heartbeats(redis)
+        except (Unavailable, TimeoutError):
+            metrics.REDIS_UP.set(0)
+        else:
+            metrics.REDIS_UP.set(1)
+            replicas.update(names, heard, now=time.monotonic())
+        await asyncio.sleep(WATCH_SECONDS)

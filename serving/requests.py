@@ -1,0 +1,333 @@
+"""Reading a completion request: bytes in, what was asked out. Pure.
+
+Parses the body once, refuses by name what is not on the allowlist of serving/fields.py, checks the
+few values that the gateway itself acts on (the engine checks the rest), and builds the body that
+the engine gets, from the parsed fields and never from the client's bytes. Knows no HTTP and no
+engine; `serving/completions.py` calls it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import orjson
+
+from core.errors import BadRequest, NotFound, TooLarge
+from core.records import ApiKey
+from serving import fields
+
+MODEL = "instructloop"
+MAX_TOKEN_CHOICES = 255  # what a completion id has room for
+_MAX_NAME_CHARS = 256
+_MAX_METADATA = 16
+_MAX_METADATA_KEY_CHARS = 64
+_MAX_METADATA_VALUE_CHARS = 512
+_MAX_PROMPTS = 128
+_T = TypeVar("_T")
+_TEMPLATE_KEYWORDS = frozenset({"chat_template", "tokenize", "conversation", "tools", "documents"})
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One of the two completion APIs."""
+
+    path: str
+    prefix: str
+    """What the engine puts before our token to make the id."""
+    prompt_field: str
+    engine_fields: frozenset[str]
+
+
+CHAT = Api("/v1/chat/completions", "chatcmpl", "messages", frozenset(fields.CHAT_ENGINE))
+TEXT = Api("/v1/completions", "cmpl", "prompt", frozenset(fields.TEXT_ENGINE))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one request."""
+
+    max_choices: int
+    max_prompt_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for."""
+
+    api: Api
+    engine_fields: dict[str, Any]
+    """Passed on as they came; the prompt and n among them."""
+    version: str | None
+    """The pinned policy version; None for the current one."""
+    stream: bool
+    stream_options: dict[str, Any]
+    choices: int
+    """How many answers the reply has: n times the number of prompts."""
+    prompt: list[dict[str, Any]] | dict[str, str] | None
+    """As it is logged; None for what cannot be (batches, token ids)."""
+    canonical: bytes
+    """Equal for equal prompts: what the prompt tag is made of."""
+    stored: bool
+    user: str | None
+    metadata: dict[str, str] = field(default_factory=dict)
+    trains: bool = True
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the client asked for the usage event of a stream."""
+        return bool(self.stream_options.get("include_usage"))
+
+    def end_user(self, key: ApiKey) -> str:
+        """Who is asking: the name the application gave, else the key itself."""
+        return self.user or key.id
+
+    def sampling(self) -> dict[str, Any]:
+        """How the answers are drawn, as it is logged."""
+        given = {n: v for n in fields.RECORDED if (v := self.engine_fields.get(n)) is not None}
+        numbers = {n: v for n, v in given.items() if isinstance(v, int | float)}
+        return {**numbers, "n": self.engine_fields.get("n", 1), "stream": self.stream}
+
+
+def parse(api: Api, body: bytes, limits: Limits) -> Asked:
+    """Read a request. Raises BadRequest, NotFound (model), TooLarge (prompt)."""
+    said = _fields_of(api, body)
+    _refuse_unknown(api, said)
+    n = _count(said.get("n"), limits)
+    prompts, recorded = _read_prompt(api, said, limits)
+    passed = {k: v for k, v in said.items() if k in api.engine_fields and v is not None}
+    passed[api.prompt_field] = said[api.prompt_field]
+    if n > 1:
+        passed["n"] = n
+    stream = _typed(said, "stream", bool, False)
+    stored = _typed(said, "store", bool, True) and recorded is not None
+    return Asked(
+        api=api,
+        engine_fields=passed,
+        version=_version(said.get("model")),
+        stream=stream,
+        stream_options=_stream_options(said, stream),
+        choices=min(n * prompts, MAX_TOKEN_CHOICES),
+        prompt=recorded,
+        canonical=_canonical(api, passed),
+        stored=stored,
+        user=_user(said),
+        metadata=_metadata(said),
+        trains=not _beside_prompt(passed),
+    )
+
+
+def engine_body(asked: Asked, *, model: str, steering: Mapping[str, Any]) -> bytes:
+    """The body for the engine. `steering` is what the gateway sets itself."""
+    body = {"model": model, **asked.engine_fields, **steering}
+    if asked.stream:
+        body["stream"] = True
+        body["stream_options"] = {**asked.stream_options, "include_usage": True}
+    return _encode(body)
+
+
+def _fields_of(api: Api, body: bytes) -> dict[str, Any]:
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}", code="json_invalid") from None
+    if not isinstance(said, dict):
+        raise BadRequest("the body must be a JSON object")
+    if said.get(api.prompt_field) is None:
+        raise BadRequest(f"`{api.prompt_field}` is required", param=api.prompt_field)
+    return said
+
+
+def _refuse_unknown(api: Api, said: Mapping[str, Any]) -> None:
+    for name in said:
+        if name in api.engine_fields or name in fields.OURS or name in fields.HINTS:
+            continue
+        if name == api.prompt_field:
+            continue
+        why = "is set by the service, not by clients" if name in fields.STEERING else "is unknown"
+        raise BadRequest(f"the field `{name}` {why}", param=name, code="unknown_parameter")
+
+
+def _typed(said: Mapping[str, Any], name: str, kind: type[_T], default: _T) -> _T:
+    value = said.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        raise BadRequest(f"`{name}` must be of type {kind.__name__}", param=name)
+    return value
+
+
+def _count(n: Any, limits: Limits) -> int:
+    if n is None:
+        return 1
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= limits.max_choices:
+        raise BadRequest(f"`n` must be an integer from 1 to {limits.max_choices}", param="n")
+    return n
+
+
+def _version(model: Any) -> str | None:
+    """The version that a model name pins."""
+    if model is None or model == MODEL:
+        return None
+    if isinstance(model, str) and model.startswith(f"{MODEL}@") and len(model) > len(MODEL) + 1:
+        return model.removeprefix(f"{MODEL}@")
+    if not isinstance(model, str):
+        raise BadRequest("`model` must be a string", param="model")
+    raise model_not_found(model)
+
+
+def model_not_found(model: str) -> NotFound:
+    """The error for a model that nobody serves."""
+    return NotFound(
+        f"no replica serves the model `{model[:100]}`: GET /v1/models lists what is served",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _stream_options(said: Mapping[str, Any], stream: bool) -> dict[str, Any]:
+    options: dict[str, Any] = _typed(said, "stream_options", dict, {})
+    if options and not stream:
+        raise BadRequest("`stream_options` goes with `stream`: true", param="stream_options")
+    for name in options:
+        if name not in ("include_usage", "continuous_usage_stats"):
+            raise BadRequest(f"unknown stream option `{name}`", param=f"stream_options.{name}")
+    # without the usage event the engine sends no usage with the other events either
+    return options if options.get("include_usage") else {}
+
+
+def _user(said: Mapping[str, Any]) -> str | None:
+    for name in ("user", "safety_identifier"):
+        value = _typed(said, name, str, "")
+        if len(value) > _MAX_NAME_CHARS:
+            raise BadRequest(f"`{name}` is longer than {_MAX_NAME_CHARS} characters", param=name)
+        if value:
+            return value
+    return None
+
+
+def _metadata(said: Mapping[str, Any]) -> dict[str, str]:
+    metadata: dict[str, Any] = _typed(said, "metadata", dict, {})
+    if len(metadata) > _MAX_METADATA:
+        raise BadRequest(f"`metadata` has more than {_MAX_METADATA} entries", param="metadata")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise BadRequest("values of `metadata` must be strings", param=f"metadata.{key}"[:100])
+        if len(key) > _MAX_METADATA_KEY_CHARS or len(value) > _MAX_METADATA_VALUE_CHARS:
+            raise BadRequest(
+                f"`metadata` takes keys of {_MAX_METADATA_KEY_CHARS} and values of "
+                f"{_MAX_METADATA_VALUE_CHARS} characters",
+                param="metadata",
+            )
+    return metadata
+
+
+def _canonical(api: Api, passed: Mapping[str, Any]) -> bytes:
+    """The prompt and whatever else the model sees beside it, in a fixed form."""
+    seen = {api.prompt_field: passed[api.prompt_field], **_beside_prompt(passed)}
+    return _encode(seen, orjson.OPT_SORT_KEYS)
+
+
+def _beside_prompt(passed: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes the prompt that the model sees, where it says more than the default."""
+    return {
+        name: passed[name]
+        for name, default in fields.BESIDE_PROMPT.items()
+        if name in passed and passed[name] != default
+    }
+
+
+def _encode(value: Any, option: int = 0) -> bytes:
+    try:
+        return orjson.dumps(value, option=option)
+    except orjson.JSONEncodeError:
+        raise BadRequest("the body is nested too deeply") from None
+
+
+def _read_prompt(
+    api: Api, said: Mapping[str, Any], limits: Limits
+) -> tuple[int, list[dict[str, Any]] | dict[str, str] | None]:
+    """How many prompts there are, and the one to log, if it is one and it is text."""
+    if api is CHAT:
+        messages = _messages(said["messages"], limits)
+        _template_keywords(said.get("chat_template_kwargs"))
+        return 1, messages
+    return _text_prompt(said["prompt"], limits)
+
+
+def _messages(messages: Any, limits: Limits) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("`messages` must be a list with at least one message", param="messages")
+    chars = 0
+    for index, message in enumerate(messages):
+        chars += _message_chars(message, f"messages[{index}]")
+    _refuse_long(chars, limits, "messages")
+    return messages
+
+
+def _message_chars(message: Any, where: str) -> int:
+    """How much text a message holds. Raises BadRequest for anything but text."""
+    if not isinstance(message, dict):
+        raise BadRequest(f"{where} must be an object", param=where)
+    if message.get("role") not in fields.ROLES:
+        raise BadRequest(
+            f"{where}.role must be one of {', '.join(sorted(fields.ROLES))}", param=f"{where}.role"
+        )
+    for name, value in message.items():
+        if name in fields.EMPTY_MESSAGE_FIELDS and not value:
+            continue
+        if name not in fields.MESSAGE_FIELDS:
+            raise BadRequest(f"{where} has an unknown field `{name[:100]}`", param=where)
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return len(content or "")
+    if not isinstance(content, list):
+        raise BadRequest(f"{where}.content must be text", param=f"{where}.content")
+    return sum(_part_chars(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+
+
+def _part_chars(part: Any, where: str) -> int:
+    """Text and refusals only: media would make the engine fetch what a client names."""
+    if isinstance(part, dict):
+        kind = part.get("type")
+        if kind in ("text", "refusal") and part.keys() == {"type", kind}:
+            text = part[kind]
+            if isinstance(text, str):
+                return len(text)
+    raise BadRequest(f"{where}: only parts of type text are taken, no media", param=where)
+
+
+def _template_keywords(keywords: Any) -> None:
+    if keywords is None:
+        return
+    simple = isinstance(keywords, dict) and all(
+        isinstance(value, bool | int | float | str) for value in keywords.values()
+    )
+    if not simple or _TEMPLATE_KEYWORDS & keywords.keys():
+        raise BadRequest(
+            "`chat_template_kwargs` takes switches of the model's own template, no templates",
+            param="chat_template_kwargs",
+        )
+
+
+def _text_prompt(prompt: Any, limits: Limits) -> tuple[int, dict[str, str] | None]:
+    if isinstance(prompt, str):
+        prompt = [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise BadRequest("`prompt` must be a string or a list that is not empty", param="prompt")
+    if all(type(item) is int for item in prompt):
+        return 1, None
+    if len(prompt) > _MAX_PROMPTS:
+        raise BadRequest(f"`prompt` takes at most {_MAX_PROMPTS} prompts", param="prompt")
+    if all(isinstance(item, str) for item in prompt):
+        _refuse_long(sum(map(len, prompt)), limits, "prompt")
+        return len(prompt), {"prompt": prompt[0]} if len(prompt) == 1 else None
+    if all(isinstance(p, list) and p and all(type(t) is int for t in p) for p in prompt):
+        return len(prompt), None
+    raise BadRequest("`prompt` must be text, a list of texts, or token ids", param="prompt")
+
+
+def _refuse_long(chars: int, limits: Limits, name: str) -> None:
+    if chars > limits.max_prompt_chars:
+        raise TooLarge(
+            f"`{name}` holds {chars} characters, the limit is {limits.max_prompt_chars}", param=name
+        )

@@ -1,0 +1,168 @@
+"""Connections to engines: a request goes out with our token and our id, and bytes come back.
+
+The only module that opens a connection to an engine for completions. A Unix socket has a session of
+its own, all URLs share one. What a client sent reaches the engine only as the body that
+serving/requests.py built; none of its headers do. Knows nothing of what is in a reply.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import orjson
+
+from core.ids import TOKEN_CHARS
+from serving.replicas import Engine
+
+log = logging.getLogger(__name__)
+
+UNIX = "unix:"
+_CONNECT_SECONDS = 2.0
+_KEEP_ALIVE_SECONDS = 2.0  # below vLLM's 5, so that a reused connection is not about to be closed
+_PROBE_SECONDS = 30.0
+_LOOK_SECONDS = 2.0
+
+
+class NotAnswered(Exception):
+    """The engine gave no reply, and nothing has been sent to the client yet."""
+
+    def __init__(self, why: str, *, stale: bool = False) -> None:
+        super().__init__(why)
+        self.stale = stale
+        """A kept connection turned out closed: the engine may be well."""
+
+
+class Upstream:
+    """Sessions to engines, opened when they are first needed."""
+
+    def __init__(self, data_token: str) -> None:
+        self._data_token = data_token
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+
+    @asynccontextmanager
+    async def post(
+        self, engine: Engine, path: str, body: bytes, *, request_id: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The engine's reply, its body unread; leaving the block early aborts the generation.
+
+        Raises NotAnswered when there is no status line.
+        """
+        response = await self._open(engine, path, body, request_id)
+        try:
+            yield response
+        finally:
+            response.release() if response.content.at_eof() else response.close()
+
+    async def get(self, engine: Engine, path: str) -> Any:
+        """A JSON document of the engine. Raises aiohttp.ClientError, TimeoutError, ValueError."""
+        session, base = self._session(engine)
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            async with session.get(base + path, headers=self._headers()) as response:
+                response.raise_for_status()
+                return orjson.loads(await response.read())
+
+    async def forget(self, engines: Collection[Engine]) -> None:
+        """Close the sessions of sockets that are none of `engines`' any more."""
+        used = {_session_key(engine) for engine in engines}
+        for key in [key for key in self._sessions if key not in used]:
+            await self._sessions.pop(key).close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.forget(())
+
+    async def _open(
+        self, engine: Engine, path: str, body: bytes, request_id: str
+    ) -> aiohttp.ClientResponse:
+        session, base = self._session(engine)
+        headers = {**self._headers(), "X-Request-Id": request_id}
+        try:
+            return await session.post(base + path, data=body, headers=headers)
+        except aiohttp.ServerDisconnectedError as error:
+            raise NotAnswered(str(error), stale=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            stale = isinstance(error, aiohttp.ClientOSError) and not isinstance(
+                error, aiohttp.ClientConnectorError
+            )
+            raise NotAnswered(str(error), stale=stale) from error
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "Authorization": f"Bearer {self._data_token}",
+            "Content-Type": "application/json",
+        }
+
+    def _session(self, engine: Engine) -> tuple[aiohttp.ClientSession, str]:
+        key = _session_key(engine)
+        if key not in self._sessions:
+            self._sessions[key] = _new_session(key)
+        base = "http://engine" if key else engine.url.rstrip("/")
+        return self._sessions[key], base.removesuffix("/v1")
+
+
+def _session_key(engine: Engine) -> str:
+    """The socket's path; empty for a URL."""
+    return engine.url.removeprefix(UNIX) if engine.url.startswith(UNIX) else ""
+
+
+def _new_session(socket: str) -> aiohttp.ClientSession:
+    options: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEEP_ALIVE_SECONDS}
+    connector = (
+        aiohttp.UnixConnector(socket, **options) if socket else aiohttp.TCPConnector(**options)
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+        auto_decompress=False,
+        skip_auto_headers=("Accept-Encoding", "User-Agent", "Accept"),
+        trust_env=False,
+        read_bufsize=1 << 16,
+    )
+
+
+async def watch_fixed(upstream: Upstream, engine: Engine) -> None:
+    """Keep the state of a fixed engine true until cancelled."""
+    while True:
+        try:
+            if engine.state != "ready":
+                await probe(upstream, engine)
+                engine.state = "ready"
+            else:
+                await upstream.get(engine, "/v1/models")
+        except (aiohttp.ClientError, NotAnswered, OSError, ValueError, LookupError) as error:
+            engine.state = "failed"
+            log.warning("engine %s is not usable: %s", engine.name, error)
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def probe(upstream: Upstream, engine: Engine) -> None:
+    """Learn what a fixed engine is: the model's name, whether it is vLLM, whether ids are ours.
+
+    Raises aiohttp.ClientError, NotAnswered, OSError (TimeoutError), ValueError, LookupError.
+    """
+    models = (await upstream.get(engine, "/v1/models"))["data"]
+    engine.model = models[0]["id"]
+    engine.is_vllm = models[0].get("owned_by") == "vllm"
+    token = secrets.token_urlsafe(TOKEN_CHARS)[:TOKEN_CHARS]
+    body = orjson.dumps({"model": engine.model, "prompt": "Hello", "max_tokens": 1})
+    async with (
+        asyncio.timeout(_PROBE_SECONDS),
+        upstream.post(engine, "/v1/completions", body, request_id=token) as response,
+    ):
+        reply = await response.read()
+        if response.status == 200:
+            check_id(engine, orjson.loads(reply).get("id"), f"cmpl-{token}")
+
+
+def check_id(engine: Engine, given: str | None, expected: str) -> bool:
+    """Whether a reply carries the id that we asked for; if not, the engine takes no feedback."""
+    if given == expected:
+        engine.feedback_off = None
+        return True
+    engine.feedback_off = "the engine gives its replies ids of its own"
+    return False

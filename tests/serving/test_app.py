@@ -1,0 +1,86 @@
+"""The OpenAPI document: complete, and true when it is put to the test."""
+
+import asyncio
+import sys
+
+import pytest
+
+from core.auth import create_key
+from tests.serving.conftest import announce, running_gateway
+
+ROUTES = {
+    "/healthz": {"get"},
+    "/readyz": {"get"},
+    "/metrics": {"get"},
+    "/v1/models": {"get"},
+    "/v1/models/{model}": {"get"},
+    "/v1/chat/completions": {"post"},
+    "/v1/completions": {"post"},
+    "/v1/feedback": {"post"},
+    "/v1/feedback/{feedback_id}": {"get", "delete"},
+    "/v1/rankings": {"post"},
+    "/v1/demonstrations": {"post"},
+    "/v1/labeling/next": {"get"},
+    "/v1/policies": {"get"},
+    "/v1/policies/{version}": {"get"},
+    "/v1/policies/{version}/promote": {"post"},
+    "/v1/policies/rollback": {"post"},
+    "/v1/loop": {"get"},
+    "/v1/loop/runs": {"get", "post"},
+    "/v1/loop/runs/{run_id}": {"get"},
+}
+OPEN = ("/healthz", "/readyz")
+
+
+@pytest.fixture
+async def admin(redis, gateway_settings):
+    await announce(redis, "unix:/nowhere")
+    async with running_gateway(gateway_settings, redis) as gateway:
+        _, gateway.secret = await create_key(redis, name="a", tenant="ops", scopes=["admin"])
+        yield gateway
+
+
+async def test_every_route_has_its_statuses_and_bodies_in_the_document(admin):
+    async with admin.get("/openapi.json") as response:
+        document = await response.json()
+    for path, methods in ROUTES.items():
+        assert methods <= document["paths"][path].keys(), path
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert operation["summary"]
+            described = operation["responses"]
+            if path not in OPEN:
+                assert {"401", "503"} <= described.keys(), (method, path)
+            if method == "post":
+                assert {"400", "413"} <= described.keys(), (method, path)
+            for status, said in described.items():
+                if status.startswith(("4", "5")) and path not in OPEN:
+                    schema = said["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (method, path)
+    assert document["security"]
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    schema = chat["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["additionalProperties"] is False
+    assert {"messages", "model", "n", "tools", "user"} <= schema["properties"].keys()
+    assert "priority" not in schema["properties"]
+    assert chat["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
+
+
+async def test_what_the_document_says_holds_for_whatever_is_sent(admin):
+    """Schemathesis, on all routes but completions, which need an engine."""
+    checks = (
+        "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{admin.url}/openapi.json"),
+        *("--header", f"x-api-key: {admin.secret}"),
+        *("--exclude-path-regex", "completions"),
+        *("--checks", checks),
+        *("--phases", "fuzzing"),
+        *("--max-examples", "10", "--seed", "7", "--generation-database", "none"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()[-6000:]

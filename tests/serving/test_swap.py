@@ -1,0 +1,136 @@
+"""The order of a swap, and what happens when any step of it fails, against an engine double."""
+
+from pathlib import Path
+
+import pytest
+
+from core.errors import CorruptVersion, EngineError
+from serving.swap import Loadable, SwapFailed, swap
+
+OLD = Loadable("v0000", Path("v0000"), {"layer.weight": "old"})
+NEW = Loadable("v0001", Path("v0001"), {"layer.weight": "new"})
+CHECKSUMS = {"v0000": "old", "v0001": "new"}
+STEPS = (
+    "pause",
+    "reload",
+    "checksums",
+    "reset_prefix_cache",
+    "set_weight_version",
+    "resume",
+    "probe",
+)
+
+
+class EngineDouble:
+    """Does what vLLM does: a failed load leaves no weights; a stale cache stays until reset."""
+
+    def __init__(self, fail_at: str = "", times: int = 1, refuse: bool = False) -> None:
+        self.weights: str | None = "v0000"
+        self.version = "v0000"
+        self.cached_from: str | None = "v0000"
+        self.held = self.paused = False
+        self.calls: list[str] = []
+        self.fail_at, self.times, self.refuse = fail_at, times, refuse
+
+    def _step(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.fail_at and self.times > 0:
+            self.times -= 1
+            raise EngineError(f"{name} failed")
+
+    async def hold(self) -> None:
+        self.held = True
+        self._step("hold")
+
+    async def drain(self, seconds: float) -> int:
+        self._step("drain")
+        return 0
+
+    async def pause(self) -> None:
+        self._step("pause")
+        self.paused = True
+
+    async def reload(self, folder: Path) -> None:
+        assert self.paused
+        if self.refuse and folder.name == "v0001":
+            raise CorruptVersion("NaN in layer.weight")
+        self.weights = None
+        self._step("reload")
+        self.weights = folder.name
+
+    async def checksums(self) -> dict[str, str]:
+        self._step("checksums")
+        return {"layer.weight": CHECKSUMS[self.weights]}
+
+    async def reset_prefix_cache(self) -> None:
+        self._step("reset_prefix_cache")
+        self.cached_from = None
+
+    async def set_weight_version(self, version: str) -> None:
+        assert self.paused
+        self._step("set_weight_version")
+        self.version = version
+
+    async def resume(self) -> None:
+        self._step("resume")
+        self.paused = False
+
+    async def probe(self) -> object:
+        assert not self.paused
+        self._step("probe")
+        assert self.weights is not None
+        return None
+
+    async def admit(self, version: str) -> None:
+        self._step("admit")
+        assert version == self.version == self.weights
+        assert self.cached_from in (None, version)
+        self.held = False
+
+
+async def test_the_steps_come_in_the_safe_order():
+    engine = EngineDouble()
+    result = await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert engine.calls == ["hold", "drain", *STEPS, "admit"]
+    assert result.checksums == NEW.checksums
+    assert 0 <= result.pause_seconds <= result.held_seconds
+
+
+@pytest.mark.parametrize("step", [*STEPS, "admit"])
+async def test_a_failure_at_any_step_puts_the_old_weights_back_and_admits_them(step):
+    engine = EngineDouble(fail_at=step)
+    with pytest.raises(SwapFailed, match=step) as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert failure.value.restored
+    assert (engine.weights, engine.version, engine.held, engine.paused) == (
+        "v0000",
+        "v0000",
+        False,
+        False,
+    )
+
+
+@pytest.mark.parametrize("step", ["pause", "reload", "resume", "probe"])
+async def test_an_engine_that_cannot_be_restored_is_said_to_be_so(step):
+    engine = EngineDouble(fail_at=step, times=2)
+    with pytest.raises(SwapFailed) as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert not failure.value.restored
+    assert engine.held
+
+
+async def test_weights_that_are_not_those_of_the_card_are_not_admitted():
+    engine = EngineDouble()
+    wrong = Loadable("v0001", Path("v0001"), {"layer.weight": "somebody else's"})
+    with pytest.raises(SwapFailed, match="1 parameters"):
+        await swap(engine, new=wrong, old=OLD, drain_seconds=0.1)
+    assert engine.weights == "v0000"
+    assert not engine.held
+
+
+async def test_a_candidate_that_the_engine_refuses_leaves_the_old_one_serving():
+    engine = EngineDouble(refuse=True)
+    with pytest.raises(SwapFailed, match="NaN") as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert failure.value.restored
+    assert engine.weights == "v0000"
