@@ -1,0 +1,102 @@
+"""What may be done with a labeling task: who may answer, when it is done, what counts.
+
+Pure: tasks and answers in, the next step out; labeling.py reads and writes them. A skip is kept as
+an answer without a ranking.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from core.errors import Conflict, Unprocessable
+from core.records import Answer, LabelingTask
+
+ANSWERS_WANTED = 1
+"""Raters who answer a task before it is done."""
+DONE = "+inf"
+Mode = Literal["training", "evaluation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a task becomes: a lease, an answer, a skip."""
+
+    task: LabelingTask
+    score: int | str
+    """Milliseconds from which it may be leased, or `+inf`."""
+    seen: bool = False
+    rankings: int = 0
+    comparisons: int = 0
+
+
+def is_held(task: LabelingTask, rater: str, *, now: int) -> bool:
+    """Whether this rater holds a lease at `now` (milliseconds)."""
+    return task.leased_by == rater and now < task.leased_until * 1000
+
+
+def is_free(task: LabelingTask, rater: str, *, now: int) -> bool:
+    """Whether the task may be leased to this rater at `now` (milliseconds)."""
+    leased = task.leased_by is not None and now < task.leased_until * 1000
+    known = any(answer.rater == rater for answer in task.answers)
+    return not leased and not known and len(rankings_of(task)) < ANSWERS_WANTED
+
+
+def answered(task: LabelingTask, answer: Answer, *, now: int) -> Step:
+    """The task with one more answer; open again while more raters are wanted."""
+    done = _handed_in(task, answer)
+    trains = task.mode == "training"
+    return Step(
+        done,
+        DONE if len(rankings_of(done)) >= ANSWERS_WANTED else now,
+        seen=True,
+        rankings=int(trains),
+        comparisons=num_pairs(answer.ranking) if trains else 0,
+    )
+
+
+def skipped(task: LabelingTask, skip: Answer, *, now: int) -> Step:
+    """The task open for others again."""
+    return Step(_handed_in(task, skip), now, seen=True)
+
+
+def num_pairs(ranking: Sequence[Sequence[str]]) -> int:
+    """Untied pairs of a ranking with ties."""
+    sizes = [len(tie) for tie in ranking]
+    return (sum(sizes) ** 2 - sum(size * size for size in sizes)) // 2
+
+
+def rankings_of(task: LabelingTask) -> tuple[Answer, ...]:
+    """The answers to a task, without the skips."""
+    return tuple(answer for answer in task.answers if answer.ranking)
+
+
+def answer_of(task: LabelingTask, rater: str) -> Answer | None:
+    """What this rater has answered."""
+    return next((a for a in rankings_of(task) if a.rater == rater), None)
+
+
+def check_outputs(task: LabelingTask, answer: Answer) -> None:
+    """Raises Unprocessable unless each output is ranked once and nothing else is named."""
+    names = [output.output_id for output in task.outputs]
+    ranked = [name for tie in answer.ranking for name in tie]
+    if sorted(ranked) != sorted(names):
+        raise Unprocessable("the ranking must contain each output once", param="ranking")
+    if not {*answer.ratings, *answer.flags} <= set(names):
+        raise Unprocessable("an output is not of this task", param="outputs")
+
+
+def check_lease(task: LabelingTask, rater: str, *, answered: bool) -> None:
+    """Raises Conflict unless the task is this rater's to answer.
+
+    A lease that has run out still counts while nobody else has taken the task.
+    """
+    if answered:
+        raise Conflict("you have answered this task before, otherwise")
+    if task.leased_by != rater:
+        raise Conflict("this task is not leased to you: GET /v1/labeling/next gives another")
+
+
+def _handed_in(task: LabelingTask, answer: Answer) -> LabelingTask:
+    return task.model_copy(
+        update={"answers": (*task.answers, answer), "leased_by": None, "leased_until": 0.0}
+    )

@@ -1,0 +1,48 @@
+"""A process that ingests, and may be told to kill itself at any line of the feedback package."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import feedback
+from core.keyring import Keyring
+from core.redis_client import connect
+from core.settings import Settings
+from feedback.ingest import ingest_batch
+from tests.feedback.factory import EmailFilter
+
+ROOT = str(Path(feedback.__file__).parent)
+
+
+def ingest_and_die(url: str, secrets: str, settings: Settings, at_line: int, lines) -> None:
+    """One batch; kill -9 of itself when `at_line` lines have run. `lines` holds how many did."""
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.startswith(ROOT):
+            return None
+        if event == "line":
+            lines.value += 1
+            if lines.value == at_line:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    asyncio.run(_ingest(url, secrets, settings, once=True))
+
+
+def ingest_forever(url: str, secrets: str, settings: Settings) -> None:
+    """Until somebody kills this process."""
+    asyncio.run(_ingest(url, secrets, settings, once=False))
+
+
+async def _ingest(url: str, secrets: str, settings: Settings, *, once: bool) -> None:
+    keyring = Keyring(Path(secrets))
+    async with connect(url) as redis:
+        while True:
+            await ingest_batch(
+                redis, keyring, settings, EmailFilter(), limit=7, retry_after_seconds=0.05
+            )
+            if once:
+                return

@@ -1,0 +1,158 @@
+"""Ingest is killed at every kind of moment; what was in the inbox is recorded once, all of it."""
+
+import asyncio
+import base64
+import multiprocessing
+import random
+import time
+
+import orjson
+import pytest
+
+from core import keys
+from core.records import Completion
+from core.settings import LogSettings, Settings
+from feedback import intake, store
+from feedback.ingest import GROUP, ingest_batch
+from feedback.schemas import FeedbackRequest
+from tests.conftest import eventually
+from tests.feedback.factory import EmailFilter, api_key, completion_id, entry, put
+from tests.feedback.ingest_child import ingest_and_die, ingest_forever
+
+CAP = 3
+POINTS = 40
+
+
+@pytest.fixture(scope="module")
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.feedback.ingest_child"])
+    return context
+
+
+@pytest.fixture
+def capped(settings) -> Settings:
+    return settings.model_copy(update={"log": LogSettings(prompts_per_user=CAP)})
+
+
+async def fill(redis, keyring) -> list[dict]:
+    """Five prompts of ann (cap 3), one copy, one of somebody who opted out, and a comment."""
+    await redis.flushall()
+    await redis.sadd(keys.opted_out(), keyring.hashed("acme", "user", "eve"))
+    entries = [entry(keyring, prompt=f"ann@example.org asks {i}?") for i in range(5)]
+    entries.append(entry(keyring, prompt="from bob?", user="bob"))
+    entries.append(entry(keyring, prompt="from BOB?", user="carl"))
+    entries.append(entry(keyring, prompt="from eve?", user="eve"))
+    await put(redis, keyring, *entries)
+    who = intake.speaker(api_key(), "ann", keyring=keyring, settings=Settings().feedback)
+    sealed = base64.b64encode(keyring.seal(orjson.dumps({"comment": "ann@example.org"}))).decode()
+    body = FeedbackRequest(completion_id=completion_id(keyring), comment="x")
+    said = intake.rating(body, who, keyring=keyring, sealed=sealed, now=time.time())
+    await store.record(redis, said, reply="{}")
+    return entries
+
+
+async def check(redis, entries) -> None:
+    """Everything once, whatever happened before."""
+    records = [
+        Completion.model_validate_json(await redis.get(keys.completion(e["token"])))
+        for e in entries
+    ]
+    outcomes = sorted(record.outcome for record in records)
+    assert outcomes == sorted(
+        ["pii_filtered"] * CAP + ["over_user_cap"] * 2 + ["logged", "duplicate", "opted_out"]
+    )
+    counted = {r.token.encode() for r in records if r.counted}
+    assert len(counted) == CAP + 1
+    assert set(await redis.zrange(keys.prompts(), 0, -1)) == counted
+    assert int(await redis.hget(keys.counts(), "prompts")) == CAP + 1
+    assert await redis.zcard(keys.user_prompts(records[0].user)) == CAP
+    assert await redis.scard(keys.user_completions(records[0].user)) == 5
+    assert await redis.xlen(keys.inbox()) == 0
+    assert (await redis.xpending(keys.inbox(), GROUP))["pending"] == 0
+    assert await redis.hlen(keys.quarantine()) == 0
+    (said,) = await store.get_all(redis)
+    assert (said.text, said.sealed) == ({"comment": "<EMAIL_1>"}, None)
+
+
+async def test_killed_at_any_line_it_records_everything_once(
+    redis, shared_redis, keyring, capped, processes
+):
+    lines = processes.Value("i", 0)
+
+    async def run(at_line: int) -> int:
+        lines.value = 0
+        child = processes.Process(
+            target=ingest_and_die,
+            args=(shared_redis.url, str(keyring.folder), capped, at_line, lines),
+        )
+        child.start()
+        await asyncio.to_thread(child.join, 60)
+        return child.exitcode
+
+    entries = await fill(redis, keyring)
+    assert await run(at_line=-1) == 0
+    total = lines.value
+    assert total > 300
+    await ingest_batch(redis, keyring, capped, EmailFilter(), limit=50)
+    await check(redis, entries)
+    draw = random.Random(7)
+    points = sorted({1, total - 1, *draw.sample(range(2, total - 1), POINTS)})
+    for at_line in points:
+        entries = await fill(redis, keyring)
+        assert await run(at_line) == -9, at_line
+        while await ingest_batch(
+            redis, keyring, capped, EmailFilter(), limit=50, retry_after_seconds=0.0
+        ):
+            pass
+        await check(redis, entries)
+
+
+async def test_killed_at_random_moments_under_load_it_records_everything_once(
+    redis, shared_redis, keyring, settings, processes
+):
+    users, each = 20, 12
+    settings = settings.model_copy(
+        update={"log": LogSettings(prompts_per_user=10, max_deliveries=50)}
+    )
+    entries = [
+        entry(keyring, prompt=f"{user} asks {i}?", user=f"u{user}")
+        for i in range(each)
+        for user in range(users)
+    ]
+    draw = random.Random(11)
+
+    async def feed():
+        for one in entries:
+            await put(redis, keyring, one)
+            await asyncio.sleep(0.001)
+
+    feeding = asyncio.create_task(feed())
+    args = (shared_redis.url, str(keyring.folder), settings)
+    for _ in range(12):
+        child = processes.Process(target=ingest_forever, args=args)
+        child.start()
+        await asyncio.sleep(draw.uniform(0.02, 0.2))
+        child.kill()
+        await asyncio.to_thread(child.join, 60)
+    await feeding
+    last = processes.Process(target=ingest_forever, args=args)
+    last.start()
+
+    async def empty():
+        return await redis.xlen(keys.inbox()) == 0
+
+    await eventually(empty, seconds=60)
+    last.kill()
+    last.join()
+    stored = await redis.mget([keys.completion(e["token"]) for e in entries])
+    records = [Completion.model_validate_json(raw) for raw in stored]
+    counted = [record for record in records if record.counted]
+    assert len(counted) == users * 10
+    assert int(await redis.hget(keys.counts(), "prompts")) == users * 10
+    assert await redis.zcard(keys.prompts()) == users * 10
+    assert await redis.scard(keys.users()) == users
+    for user in {record.user for record in records}:
+        assert await redis.zcard(keys.user_prompts(user)) == 10
+        assert await redis.scard(keys.user_completions(user)) == each
+    assert await redis.hlen(keys.quarantine()) == 0
