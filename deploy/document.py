@@ -1,8 +1,9 @@
-"""The table of settings in the README, made from the code so that it cannot fall behind.
+"""Tables in the documents that are made from the code, so that they cannot fall behind.
 
-python -m deploy.document        rewrites the table between its two marks in README.md
+    python -m deploy.document        rewrites each table between its two marks
 """
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from core import keys
 from core.hyperparameters import PAPER
 from core.settings import PREFIX, Settings
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
+ROOT = Path(__file__).parent.parent
 
 
 def settings_table() -> str:
@@ -53,11 +54,40 @@ def _says(field: FieldInfo) -> str:
     return re.sub(r"\s+", " ", field.description or "").replace("|", "\\|")
 
 
+def keys_table() -> str:
+    """All Redis keys as a Markdown table, from the docstrings of core/keys.py."""
+    rows = ["| key | type, life, who writes and reads it |", "|---|---|"]
+    for name, function in inspect.getmembers(keys, inspect.isfunction):
+        arguments = {
+            argument: argument.upper() for argument in inspect.signature(function).parameters
+        }
+        says = " ".join((function.__doc__ or "").split())
+        rows.append(f"| `{function(**arguments)}` ({name}) | {says} |")
+    return "\n".join(rows)
+
+
+def documents() -> dict[Path, str]:
+    """Each document with a table of ours, as it should be."""
+    return {
+        path: _with_table(path.read_text(), mark, table)
+        for path, mark, table in (
+            (ROOT / "README.md", "settings", settings_table()),
+            (ROOT / "docs" / "architecture.md", "keys", keys_table()),
+        )
+    }
+
+
+def _with_table(text: str, mark: str, table: str) -> str:
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
 def main() -> None:
-    """Rewrite the table in the README."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{settings_table()}\n{END}{after}")
+    """Rewrite the tables."""
+    for path, text in documents().items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

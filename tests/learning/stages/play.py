@@ -1,0 +1,135 @@
+"""Tiny stages in real child processes: `python -m tests.learning.stages.play MODULE FOLDER`.
+
+They read what real stages read and write what real stages write, within a second, and checkpoint.
+A file `script.json` in the state folder steers them: {STAGE: {"seconds", "exit", "fail_times",
+"refuse", "ignore_sigterm"}}. Each start is noted in `starts` beside the stage's log.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from learning import stage as frame
+from learning.stage import Interrupted, NotEnoughData, Stage
+
+STEPS = 10
+
+
+def reward_model(stage: Stage) -> dict:
+    write_model(stage, seed=1)
+    return {"accuracy": {"validation": 0.75, "train": 0.8}, "pairs": 40, "gain": 1.5, "bias": -0.1}
+
+
+def policy(stage: Stage) -> dict:
+    assert (stage.path("reward_model") / "config.json").exists()
+    assert (stage.path("parent") / "card.json").exists()
+    write_model(stage, seed=2)
+    return {"reward": 0.4, "kl_to_anchor": 1.5, "ptx_coef": 2.5, "iterations": [1, 2]}
+
+
+def evaluate(stage: Stage) -> dict:
+    assert (stage.path("candidate") / "config.json").exists()
+    rows = [json.dumps(row) + "\n" for row in answers(stage)]
+    (stage.partial / "answers.jsonl").write_text("".join(rows))
+    return {
+        "kl_to_anchor": 2.0,
+        "kl_per_token": 0.05,
+        "pretraining_loss_change": 0.01,
+        "length_change": 0.1,
+        "broken_share": 0.0,
+        "best_of_8": 0.9,
+        "engine_checksums": {"layer.weight": "abc"},
+    }
+
+
+def answers(stage: Stage) -> list[dict]:
+    prompts = json.loads((state_dir(stage) / "prompts.json").read_text())
+    return [
+        {
+            "prompt_id": prompt["prompt_id"],
+            "user": prompt["user"],
+            "messages": json.dumps([{"role": "user", "content": "hello"}]),
+            "outputs": [
+                output(number, who, n, better=who == "candidate" and number % 5 > 0)
+                for who in ("candidate", "parent")
+                for n in range(2)
+            ],
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def output(number: int, who: str, n: int, *, better: bool) -> dict:
+    return {
+        "output_id": f"{number}-{who}-{n}",
+        "policy": who,
+        "text": f"answer {n} {'well said' if better else 'said'}",
+        "token_ids": [1, 2, 3],
+        "finish_reason": "stop",
+        "score": float(better),
+        "broken": False,
+    }
+
+
+def write_model(stage: Stage, *, seed: int) -> None:
+    folder = stage.partial / "model"
+    folder.mkdir()
+    weights = np.random.default_rng(seed).normal(size=(3, 5)).astype(np.float32)
+    save_file({"layer.weight": weights}, folder / "model.safetensors")
+    config = {"max_position_embeddings": 2048, "dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def state_dir(stage: Stage) -> Path:
+    return stage.folder.parents[2]
+
+
+def script_of(stage: Stage) -> dict:
+    path = state_dir(stage) / "script.json"
+    return json.loads(path.read_text()).get(stage.folder.name, {}) if path.exists() else {}
+
+
+def act(stage: Stage) -> dict:
+    """Work through the steps, from the last checkpoint on, as the script says."""
+    starts = note_start(stage)
+    script = script_of(stage)
+    if script.get("ignore_sigterm"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    done = int(stage.checkpoint.read_text()) if stage.checkpoint.exists() else 0
+    stage.progress(done / STEPS, f"begins at step {done}")
+    for step in range(done, STEPS):
+        time.sleep(script.get("seconds", 0.1) / STEPS)
+        frame.write_json(stage.checkpoint, step + 1)
+        stage.progress((step + 1) / STEPS, f"step {step + 1}", reward=step / 10)
+        if stage.stopping:
+            raise Interrupted("told to stop")
+    if starts <= script.get("fail_times", 0):
+        raise ValueError("this attempt was to fail")
+    if "refuse" in script:
+        raise NotEnoughData(script["refuse"])
+    return {"reward_model": reward_model, "policy": policy, "evaluate": evaluate}[
+        stage.folder.name
+    ](stage)
+
+
+def note_start(stage: Stage) -> int:
+    """Write down process, environment and lock-holders; returns how many starts there were."""
+    path = stage.folder / "starts"
+    with path.open("a") as file:
+        names = sorted(name for name in os.environ)
+        policy = os.sched_getscheduler(0)
+        file.write(json.dumps({"pid": os.getpid(), "environ": names, "policy": policy}) + "\n")
+    return len(path.read_text().splitlines())
+
+
+if __name__ == "__main__":
+    module, folder = sys.argv[1:]
+    sys.argv = [module, folder]
+    frame.run(act)

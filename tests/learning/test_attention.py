@@ -1,0 +1,52 @@
+"""The CPU attention of packed rows gives what PyTorch's own kernel gives."""
+
+import pytest
+import torch
+
+from learning.attention import LONGEST_PLAIN_GROUP, PACKED_ATTENTION, packed_attention
+from learning.packing import attend, pack
+from tests.learning.packing_cases import GROUPS, tiny_llama
+
+
+@pytest.mark.parametrize("budget", [1, 21, 28])
+def test_hidden_states_and_gradients_are_those_of_pytorchs_kernel(budget):
+    def outcome(name):
+        model = tiny_llama()
+        model.set_attn_implementation(name)
+        hidden = torch.cat([attend(model, r)[0] for r in pack(GROUPS, token_budget=budget)])
+        hidden.sin().sum().backward()
+        return hidden, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    ours, our_gradients = outcome(PACKED_ATTENTION)
+    theirs, their_gradients = outcome("sdpa")
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert our_gradients.keys() == their_gradients.keys()
+    for name, gradient in their_gradients.items():
+        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_tokens_by_hand():
+    query = torch.tensor([[[[1.0], [2.0]]]])  # (1, 1 head, 2 tokens, 1)
+    key = torch.tensor([[[[1.0], [3.0]]]])
+    value = torch.tensor([[[[10.0], [20.0]]]])
+    mask = torch.tensor([[[[0.0, -torch.inf], [0.0, 0.0]]]])
+    out, _ = packed_attention(
+        torch.nn.Module(), query, key, value, mask, scaling=0.5, group_lengths=[2]
+    )
+    share = torch.sigmoid(torch.tensor((2 * 3 - 2 * 1) * 0.5))  # of the second token
+    assert out.shape == (1, 2, 1, 1)
+    assert out[0, 0].item() == 10.0
+    assert out[0, 1].item() == pytest.approx(10 + 10 * share.item())
+
+
+def test_without_group_lengths_or_with_a_very_long_group_the_library_does_the_work():
+    generator = torch.Generator().manual_seed(0)
+    length = LONGEST_PLAIN_GROUP + 3
+    query, key, value = torch.randn(3, 1, 2, length, 4, generator=generator)
+    mask = torch.zeros(1, 1, length, length).masked_fill(
+        torch.ones(length, length).triu(1).bool(), -torch.inf
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    for lengths in ((), (length,)):
+        out, _ = packed_attention(torch.nn.Module(), query, key, value, mask, group_lengths=lengths)
+        torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)

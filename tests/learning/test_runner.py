@@ -1,0 +1,312 @@
+"""Steps of a run, each cut short at every command of Redis: one version, the right outcome.
+
+Stages are real child processes (tests/learning/stages); Redis is real, and so are the kills, as
+far as a test can have them: an exception that nothing catches, and a lease that runs out.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+
+from core import keys, lease, loop, registry
+from core.keyring import Keyring
+from core.records import STAGES
+from core.redis_client import connect
+from learning import judging
+from learning.publish import reward_model_cards
+from learning.runner import advance, run_inline
+from learning.work import Work
+from tests.conftest import eventually
+from tests.learning.loop_rig import Rig, furnish, kill
+
+pytestmark = pytest.mark.slow
+QUICK = {"evaluation": {"votes_wait_seconds": 0}, "idle_priority": False}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+class Fate:
+    """When the user of a client is killed: at the nth command, before or after it is done."""
+
+    def __init__(self, at, *, after):
+        self.at, self.after, self.count = at, after, 0
+
+    @property
+    def struck(self):
+        return self.count >= self.at
+
+
+@asynccontextmanager
+async def mortal(url, fate):
+    """A client whose user dies as fate wills."""
+    async with connect(url) as client:
+        live = client.execute_command
+
+        async def execute_command(*args, **options):
+            fate.count += 1
+            if fate.count == fate.at and not fate.after:
+                raise Killed
+            reply = await live(*args, **options)
+            if fate.count == fate.at:
+                raise Killed
+            return reply
+
+        client.execute_command = execute_command
+        yield client
+
+
+async def advance_until_killed(rig, redis, fate):
+    """One step, cut short; the lease of the dead runs out."""
+    try:
+        async with mortal(rig.server.url, fate) as client:
+            await advance(work(rig, client))
+    except Killed:
+        await redis.delete(keys.learning_lease())
+
+
+@pytest.fixture
+async def rig(state_dir, shared_redis, redis):
+    rig = Rig(state_dir, shared_redis, learning=dict(QUICK))
+    rig.script(**{stage: {"seconds": 0.02} for stage in ("reward_model", "policy", "evaluate")})
+    await furnish(rig, redis)
+    return rig
+
+
+def work(rig, redis, *, stopping=lambda: False):
+    return Work(
+        redis=redis,
+        redis_url=rig.server.url,
+        settings=rig.settings,
+        keyring=Keyring(rig.state_dir / "secrets"),
+        folders=rig.folders,
+        stopping=stopping,
+    )
+
+
+async def finish(rig, redis, run):
+    """Go on with a run until it is over, as ticks would."""
+    while (run := await loop.get_run(redis, run.id)).finished_at is None:
+        await redis.hset(keys.loop(), "retry_at", 0)
+        await advance(work(rig, redis))
+    return run
+
+
+async def request(redis, *stages):
+    return await loop.request_run(redis, stages=stages or STAGES, wanted_by="a test")
+
+
+async def versions(redis):
+    return [card.version for card in await registry.cards(redis)]
+
+
+async def test_a_round_ends_promoted_and_later_rounds_start_from_it(rig, redis):
+    first = await finish(rig, redis, await request(redis))
+    assert (first.outcome, first.version, first.parent) == ("promoted", "v0001", "v0000")
+    assert "stand in" in first.reason
+    second = await finish(rig, redis, await request(redis))
+    assert (second.outcome, second.version, second.parent) == ("promoted", "v0002", "v0001")
+    told = json.loads((rig.folders.stage(second.id, "policy") / "stage.json").read_text())
+    assert told["anchor"] == str(rig.folders.policy("v0000"))
+    assert told["parent"] == str(rig.folders.policy("v0001"))
+    card = await registry.card(redis, "v0002")
+    assert (card.parent, card.anchor, card.reward_model) == ("v0001", "v0000", "rm0002")
+    assert card.figures["win_rate_vs_sft"] is None
+    told = json.loads((rig.folders.stage(second.id, "reward_model") / "stage.json").read_text())
+    assert told["anchor"] == str(rig.folders.policy("v0000"))
+    assert not list(rig.folders.run(second.id).glob("*/checkpoint"))
+
+
+async def test_a_gate_cut_short_at_any_command_still_ends_in_one_promoted_version(rig, redis):
+    """Every command of Redis in the gate's step, killed before and after it is done."""
+    run = await request(redis)
+    while (await loop.get_run(redis, run.id)).stage != "gate":
+        await advance(work(rig, redis))
+    for cut in itertools.count():
+        fate = Fate(cut // 2 + 1, after=bool(cut % 2))
+        await advance_until_killed(rig, redis, fate)
+        finished = await finish(rig, redis, run)
+        there = await versions(redis)
+        assert (finished.outcome, finished.version) == ("promoted", there[-1])
+        assert len(there) == cut + 2
+        assert await registry.target(redis) == finished.version
+        assert sorted(path.name for path in rig.folders.policies.iterdir()) == there
+        if not fate.struck:
+            break
+        run = await another_gate(rig, redis, finished)
+    assert cut > 40
+
+
+async def another_gate(rig, redis, finished):
+    """A new run that stands before its gate, made of what the finished one had."""
+    run = await request(redis)
+    for path in rig.folders.run(finished.id).iterdir():
+        target = rig.folders.run(run.id) / path.name
+        target.parent.mkdir(exist_ok=True)
+        if path.name == "sources.json":
+            target.write_text(path.read_text().replace(finished.id, run.id))
+        elif path.name != "gate":
+            path.rename(target)
+    token = await lease.take(redis)
+    states = {name: state for name, state in finished.states.items() if name != "gate"}
+    run = run.model_copy(update={"stage": "gate", "states": states})
+    await loop.save_run(redis, run, fencing_token=token)
+    await lease.drop(redis, token)
+    return run
+
+
+@pytest.mark.parametrize("stage", ["snapshot", "reward_model"])
+async def test_other_steps_cut_short_at_any_command_are_taken_up(rig, redis, stage):
+    for cut in itertools.count():
+        run = await request(redis)
+        while (await loop.get_run(redis, run.id)).stage != stage:
+            await advance(work(rig, redis))
+        fate = Fate(cut + 1, after=bool(cut % 2))
+        await advance_until_killed(rig, redis, fate)
+        while (await loop.get_run(redis, run.id)).stage == stage:
+            await advance(work(rig, redis))
+        assert (await loop.get_run(redis, run.id)).states[stage].fraction == 1.0
+        kept = [card.run for card in reward_model_cards(rig.folders)]
+        assert len(kept) == len(set(kept))
+        await loop.cancel(redis, run.id)
+        if not fate.struck:
+            break
+    assert cut > 10
+
+
+async def test_parts_of_a_round_build_on_what_earlier_runs_made(rig, redis):
+    learned = await finish(rig, redis, await request(redis, "snapshot", "reward_model"))
+    assert learned.outcome == "passed"
+    assert learned.reason == "the stages that were asked for are done"
+    trained = await finish(rig, redis, await request(redis, "policy"))
+    assert trained.outcome == "passed"
+    assert await versions(redis) == ["v0000"]
+    judged = await finish(rig, redis, await request(redis, "evaluate"))
+    assert (judged.outcome, judged.stages) == ("passed", ("evaluate",))
+    judged = await finish(rig, redis, await request(redis, "evaluate", "gate"))
+    assert (judged.outcome, judged.version) == ("promoted", "v0001")
+    card = await registry.card(redis, "v0001")
+    assert (card.reward_model, card.data["snapshot"]) == ("rm0001", learned.id)
+
+
+async def test_a_candidate_that_is_judged_again_keeps_its_version(rig, redis):
+    first = await finish(rig, redis, await request(redis))
+    await registry.rollback(redis, who="ops", why="complaints")
+    again = await finish(rig, redis, await request(redis, "evaluate", "gate"))
+    assert again.version == first.version == "v0001"
+    assert again.outcome == "passed"
+    assert "was rolled back" in again.reason
+    assert await versions(redis) == ["v0000", "v0001"]
+    assert await registry.target(redis) == "v0000"
+
+
+async def test_a_stage_with_nothing_to_build_on_fails_at_once_with_the_reason(rig, redis):
+    run = await finish(rig, redis, await request(redis, "policy"))
+    assert run.outcome == "failed"
+    assert "train --stage reward-model" in run.reason
+
+
+async def test_manual_promotion_leaves_the_live_version_alone(rig, redis):
+    rig.promotion = "manual"
+    run = await finish(rig, redis, await request(redis))
+    assert (run.outcome, run.version) == ("passed", "v0001")
+    assert "policies promote v0001" in run.reason
+    assert await registry.target(redis) == "v0000"
+
+
+async def test_a_refused_candidate_is_a_version_too(rig, redis):
+    rig.learning["gate"] = {"min_users": 5, "min_win_rate": 0.95, "bootstrap_samples": 500}
+    run = await finish(rig, redis, await request(redis))
+    assert (run.outcome, run.version) == ("refused", "v0001")
+    assert not (await registry.card(redis, "v0001")).gate["passed"]
+    assert await registry.target(redis) == "v0000"
+    await registry.promote(redis, "v0001", who="ops", why="I like it")
+
+
+async def test_too_few_users_are_not_enough_data_and_say_so(rig, redis):
+    rig.learning["gate"] = {"min_users": 40}
+    run = await finish(rig, redis, await request(redis))
+    assert run.outcome == "not_enough_data"
+    assert "too few users" in run.reason
+    assert (await registry.card(redis, "v0001")).gate["verdict"] == "not_enough_data"
+
+
+async def test_without_a_first_policy_the_run_fails_with_what_to_do(rig, redis):
+    await redis.delete(keys.target())
+    run = await finish(rig, redis, await request(redis))
+    assert run.outcome == "failed"
+    assert "instructloop up" in run.reason
+
+
+async def test_feedback_that_trained_says_which_version_came_of_it(rig, redis, monkeypatch):
+    marked = []
+
+    async def mark_used(_redis, ids, version):
+        marked.extend((feedback_id, version) for feedback_id in ids)
+
+    monkeypatch.setattr(judging, "feedback_trained_on", lambda _snapshot: ["f1", "f2"])
+    monkeypatch.setattr(judging.store, "mark_used", mark_used)
+    await finish(rig, redis, await request(redis))
+    assert marked == [("f1", "v0001"), ("f2", "v0001")]
+
+
+async def test_two_workers_at_once_do_one_step_between_them(rig, redis):
+    await request(redis)
+    steps = await asyncio.gather(*(advance(work(rig, redis)) for _ in range(4)))
+    assert sorted(steps) == ["busy", "busy", "busy", "moved"]
+
+
+async def test_a_process_that_is_ending_starts_no_stage(rig, redis):
+    run = await request(redis)
+    assert await advance(work(rig, redis, stopping=lambda: True)) == "waiting"
+    assert (await loop.get_run(redis, run.id)).states == {}
+
+
+async def test_a_run_without_a_worker_is_run_to_its_end_here(rig, redis):
+    run = await request(redis)
+    finished = await asyncio.to_thread(in_main_thread_of_a_child, rig)
+    assert finished.returncode == 0, finished.stderr
+    assert (await loop.get_run(redis, run.id)).outcome == "promoted"
+
+
+INLINE = (
+    "import json, sys; from core.settings import Settings; from learning.runner import run_inline;"
+    "run = run_inline(Settings(**json.loads(sys.argv[1]))); print(run.outcome)"
+)
+
+
+def inline_command(rig):
+    settings = rig.settings.model_copy(update={"redis_url": rig.server.url})
+    return [sys.executable, "-c", INLINE, settings.model_dump_json(exclude_defaults=True)]
+
+
+def in_main_thread_of_a_child(rig):
+    return subprocess.run(inline_command(rig), capture_output=True, text=True, check=False)
+
+
+async def test_ctrl_c_while_running_here_checkpoints_and_the_next_one_goes_on(rig, redis):
+    rig.script(policy={"seconds": 20})
+    run = await request(redis)
+    here = subprocess.Popen(inline_command(rig), stdout=subprocess.PIPE, text=True)
+    await eventually(lambda: rig.starts(run.id, "policy"), seconds=30)
+    await eventually(lambda: (rig.folders.stage(run.id, "policy") / "checkpoint").exists())
+    kill(here.pid, signal.SIGINT)
+    said, _ = await asyncio.to_thread(here.communicate)
+    assert said == "running\n"
+    assert not await lease.is_held(redis)
+    (start,) = rig.starts(run.id, "policy")
+    assert not os.path.exists(f"/proc/{start['pid']}")
+    rig.script()
+    assert (await finish(rig, redis, run)).outcome == "promoted"
+
+
+def test_running_here_with_nothing_to_run_is_no_error(rig):
+    assert run_inline(rig.settings.model_copy(update={"redis_url": rig.server.url})) is None

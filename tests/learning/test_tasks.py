@@ -1,0 +1,48 @@
+"""The Celery app: what it may load, how it is set up, what it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+
+from core.errors import StartError
+from core.settings import Settings
+from learning import tasks
+from learning.tasks import CONTROL, LEARNING, configuration
+
+
+def test_a_worker_never_imports_torch():
+    code = (
+        "import sys, learning.tasks; heavy = {'torch', 'transformers', 'vllm', 'spacy'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_messages_are_json_acknowledged_early_and_kept_apart_by_prefix(settings):
+    chosen = configuration(settings)
+    assert chosen["accept_content"] == ["json"]
+    assert chosen["task_serializer"] == "json"
+    assert chosen["task_acks_late"] is False
+    assert chosen["broker_transport_options"] == {"global_keyprefix": "il:broker:"}
+    assert chosen["broker_url"].startswith("redis+socket://")
+
+
+def test_control_and_learning_have_queues_of_their_own(settings):
+    routes = configuration(settings)["task_routes"]
+    assert routes["run_stage"] == {"queue": LEARNING}
+    assert routes["tick"] == routes["ingest"] == {"queue": CONTROL}
+
+
+def test_beat_ticks_every_second_and_a_tick_goes_bad_soon(settings):
+    tick = configuration(settings)["beat_schedule"]["tick"]
+    assert tick["schedule"] == 1.0
+    assert 1.0 < tick["options"]["expires"] < 10.0
+
+
+@pytest.mark.parametrize("role", [tasks.run_worker, tasks.run_beat])
+def test_a_cluster_for_a_broker_stops_the_start(state_dir, role):
+    settings = Settings(state_dir=state_dir, redis_broker_url="redis+cluster://h:7000")
+    with pytest.raises(StartError, match="cannot be a Redis Cluster"):
+        role(settings)

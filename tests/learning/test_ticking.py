@@ -1,0 +1,82 @@
+"""What a tick finds due, on a real Redis."""
+
+import asyncio
+import time
+
+import pytest
+
+from core import keys, lease, loop
+from core.settings import Settings
+from learning.ticking import due_tasks
+
+
+@pytest.fixture
+def settings(state_dir):
+    return Settings(state_dir=state_dir, learning={"min_new_comparisons": 10})
+
+
+async def current(redis):
+    run = await loop.current_run(redis)
+    return run and run.wanted_by
+
+
+async def test_nothing_is_due_in_a_quiet_loop_but_it_is_seen_to_be_alive(redis, settings):
+    assert await due_tasks(redis, settings) == []
+    assert await loop.worker_alive(redis)
+
+
+async def test_a_backlog_starts_ingest_unless_one_is_at_it(redis, settings):
+    await redis.xadd(keys.inbox(), {"sealed": b"x"})
+    assert await due_tasks(redis, settings) == ["ingest"]
+    await redis.set(keys.ingest_lease(), "somebody")
+    assert await due_tasks(redis, settings) == []
+
+
+async def test_text_of_feedback_that_waits_for_the_filter_starts_ingest(redis, settings):
+    await redis.sadd(keys.feedback_text(), "f1")
+    assert await due_tasks(redis, settings) == ["ingest"]
+
+
+async def test_a_current_run_is_gone_on_with_unless_somebody_holds_the_lease(redis, settings):
+    await loop.request_run(redis, stages=("snapshot",), wanted_by="a test")
+    assert await due_tasks(redis, settings) == ["run_stage"]
+    await lease.take(redis)
+    assert await due_tasks(redis, settings) == []
+
+
+async def test_a_run_that_waits_is_left_alone_until_its_time_or_a_cancel(redis, settings):
+    run = await loop.request_run(redis, stages=("snapshot",), wanted_by="a test")
+    await redis.hset(keys.loop(), "retry_at", time.time() + 60)
+    assert await due_tasks(redis, settings) == []
+    await redis.hset(keys.loop(), "cancel", run.id)
+    assert await due_tasks(redis, settings) == ["run_stage"]
+
+
+async def test_enough_comparisons_start_one_round_however_many_tick(redis, settings):
+    await redis.set(keys.target(), "v0000")
+    await redis.hset(keys.counts(), "comparisons", 10)
+    await asyncio.gather(*(due_tasks(redis, settings) for _ in range(5)))
+    assert await current(redis) == "the loop: 10 new comparisons"
+    assert len(await loop.list_runs(redis)) == 1
+
+
+async def test_a_paused_loop_and_one_without_a_policy_start_none(redis, settings):
+    await redis.hset(keys.counts(), "comparisons", 10)
+    await due_tasks(redis, settings)
+    assert await current(redis) is None
+    await redis.set(keys.target(), "v0000")
+    await loop.pause(redis)
+    await due_tasks(redis, settings)
+    assert await current(redis) is None
+
+
+async def test_the_interval_counts_from_the_loops_first_tick(redis, settings):
+    await redis.set(keys.target(), "v0000")
+    await redis.hset(keys.counts(), "comparisons", 3)
+    await due_tasks(redis, settings)
+    assert await current(redis) is None
+    first = (await loop.read_notes(redis)).last_round
+    assert first == pytest.approx(time.time(), abs=60)
+    await redis.hset(keys.loop(), "last_round", first - settings.learning.interval_seconds)
+    await due_tasks(redis, settings)
+    assert await current(redis) == "the loop: on schedule, with 3 new comparisons"

@@ -1,0 +1,234 @@
+"""The stage as the runner starts it: a process on a folder; killed, resumed, refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.hyperparameters import RewardModelSettings
+from learning.dataset import read_feedback
+from learning.models import load_reward_model
+from learning.reward_training import scored_rows
+from learning.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_NOT_ENOUGH_DATA
+from tests.learning.snapshot_folder import ranking, rating, write_snapshot
+from tests.tiny_model import make_tiny_model
+
+WORDS = "tea milk rain sun road bread glass stone cloud river lamp chair"
+TOPICS = "a cat|a dog|a cold day|an old house|a long walk|a small boat|a red car|a new friend"
+
+
+@pytest.fixture(scope="module")
+def anchor(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("anchor"))
+
+
+def _snapshot(folder, *, train=40, validation=12, seed=0):
+    """Raters who like short answers; a third of the validation rankings is by held-out raters."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(train + validation):
+        texts = [
+            " ".join(draw.choices(WORDS.split(), k=length)) + "."
+            for length in draw.sample(range(1, 12), 5)
+        ]
+        by_length = sorted(texts, key=lambda text: len(text.split()))
+        rows.append(
+            ranking(
+                f"g{number}",
+                f"Say something about {draw.choice(TOPICS.split('|'))}, number {number}.",
+                {text: by_length.index(text) + 1 for text in texts},
+                split="train" if number < train else "validation",
+                heldout=number >= train and number % 3 == 0,
+            )
+        )
+    thumbs = [rating("Say it.", "tea", "thumb", 1.0), rating("Say it.", "tea " * 9, "thumb", 0.0)]
+    likert = [rating("Say it.", "rain sun", "rating", 6.0)]
+    return write_snapshot(folder, rankings=rows, ratings=thumbs + likert)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    return _snapshot(tmp_path_factory.mktemp("data") / "snapshot")
+
+
+def _stage(folder, anchor, snapshot, **changes):
+    settings = RewardModelSettings(
+        epochs=3,
+        learning_rate=3e-3,
+        head_init_std=1e-3,
+        token_budget=400,
+        frozen_share=0.0,
+        min_accuracy=0.0,
+        checkpoint_every=7,
+    ).model_copy(update=changes.pop("settings", {}))
+    folder.mkdir(parents=True)
+    inputs = {
+        "snapshot": str(snapshot),
+        "anchor": str(anchor),
+        "settings": settings.model_dump(mode="json"),
+        "seed": 3,
+        "threads": 1,
+        "idle_priority": False,
+        **changes,
+    }
+    (folder / "stage.json").write_text(json.dumps(inputs))
+    return folder
+
+
+def _start(folder):
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "learning.train_reward_model", str(folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+        )
+
+
+def _run(folder):
+    code = _start(folder).wait(timeout=120)
+    return code, (folder / "log").read_text()
+
+
+def _figures(folder):
+    return json.loads((folder / "out" / "figures.json").read_text())
+
+
+def _weights(folder):
+    return load_file(folder / "out" / "model" / "model.safetensors")
+
+
+def _wait_for(condition, process, folder):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.01)
+
+
+def _step(folder):
+    """Steps taken so far, as the progress file says."""
+    try:
+        message = json.loads((folder / "progress.json").read_text())["message"]
+    except FileNotFoundError:
+        return 0
+    return int(message.split()[1]) if message.startswith("step") else 10**6
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, anchor, snapshot):
+    """A run that nobody disturbs."""
+    folder = _stage(tmp_path_factory.mktemp("run") / "stage", anchor, snapshot)
+    code, log = _run(folder)
+    assert code == EXIT_DONE, log
+    return folder
+
+
+@pytest.mark.slow
+def test_it_learns_what_raters_like_and_says_how_well(finished):
+    figures = _figures(finished)
+    assert figures["accuracy"]["validation"] > 0.85
+    assert figures["accuracy"]["validation_heldout_raters"] > 0.8
+    assert figures["accuracy"]["train"] > 0.85
+    assert figures["pairs"]["trained"] == 40 * 10
+    assert figures["pairs"]["validation"] == 12 * 10
+    assert figures["pairs"]["validation_heldout_raters"] == 4 * 10
+    assert (figures["steps"], len(figures["epochs"])) == (60, 3)
+    assert figures["judgements"] == 3
+    assert figures["shuffled_labels"] is False
+
+
+@pytest.mark.slow
+def test_the_saved_model_has_the_accuracy_and_the_scale_that_the_figures_say(
+    finished, snapshot, anchor
+):
+    from transformers import AutoTokenizer
+
+    figures = _figures(finished)
+    model = load_reward_model(finished / "out" / "model")
+    data = read_feedback(snapshot, AutoTokenizer.from_pretrained(finished / "out" / "model"))
+    train = [g.group for g in data.split("train")]
+    with torch.no_grad():
+        rows = scored_rows(model, train, token_budget=400)
+        scores = torch.cat([s for row in rows for _, s in row])
+    assert scores.mean().item() == pytest.approx(0.0, abs=0.05)
+    assert scores.std().item() == pytest.approx(1.0, abs=0.05)
+    assert figures["score_sd"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_shuffled_labels_teach_nothing(tmp_path, anchor, snapshot):
+    folder = _stage(tmp_path / "stage", anchor, snapshot, shuffle_labels=True)
+    code, log = _run(folder)
+    assert code == EXIT_DONE, log
+    figures = _figures(folder)
+    assert figures["shuffled_labels"] is True
+    assert 0.3 < figures["accuracy"]["validation"] < 0.7
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_model(
+    tmp_path, anchor, snapshot, finished
+):
+    folder = _stage(tmp_path / "stage", anchor, snapshot)
+    process = _start(folder)
+    _wait_for(lambda: _step(folder) >= 17, process, folder)
+    process.kill()
+    process.wait()
+    assert not (folder / "out").exists()
+    code, log = _run(folder)
+    assert code == EXIT_DONE, log
+    assert "continuing after step" in log
+    ours, undisturbed = _weights(folder), _weights(finished)
+    assert ours.keys() == undisturbed.keys()
+    for name, weight in undisturbed.items():
+        assert torch.equal(ours[name], weight), name
+    assert _figures(folder)["accuracy"] == _figures(finished)["accuracy"]
+
+
+@pytest.mark.slow
+def test_on_sigterm_it_checkpoints_and_the_next_start_resumes(tmp_path, anchor, snapshot, finished):
+    folder = _stage(tmp_path / "stage", anchor, snapshot, settings={"checkpoint_every": 1000})
+    process = _start(folder)
+    _wait_for(lambda: _step(folder) >= 5, process, folder)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == EXIT_CHECKPOINTED
+    assert (folder / "checkpoint").is_file()
+    code, log = _run(folder)
+    assert code == EXIT_DONE, log
+    assert "continuing after step" in log
+    for name, weight in _weights(finished).items():
+        assert torch.equal(_weights(folder)[name], weight), name
+
+
+@pytest.mark.slow
+def test_too_few_comparisons_are_refused_with_the_number_needed(tmp_path, anchor):
+    few = _snapshot(tmp_path / "snapshot", train=3)
+    folder = _stage(tmp_path / "stage", anchor, few)
+    code, log = _run(folder)
+    assert code == EXIT_NOT_ENOUGH_DATA, log
+    reason = json.loads((folder / "refusal.json").read_text())["reason"]
+    assert reason.startswith("30 untied comparisons")
+    assert "100 are needed" in reason
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_orders_unseen_pairs_badly_is_refused(tmp_path, anchor, snapshot):
+    folder = _stage(
+        tmp_path / "stage",
+        anchor,
+        snapshot,
+        shuffle_labels=True,
+        settings={"min_accuracy": 0.8, "epochs": 1},
+    )
+    code, log = _run(folder)
+    assert code == EXIT_NOT_ENOUGH_DATA, log
+    assert "0.8 is needed" in json.loads((folder / "refusal.json").read_text())["reason"]
