@@ -22,7 +22,7 @@ class Group(BaseModel):
 class RewardModelSettings(Group):
     """Equation 1 of the paper and how it is optimised (section 3.5, appendix C.2)."""
 
-    epochs: int = Field(2, ge=1, le=16)
+    epochs: int = Field(1, ge=1, le=16)
     """Passes over the comparisons."""
     learning_rate: Positive = 2e-4
     """Peak of the schedule."""
@@ -32,7 +32,7 @@ class RewardModelSettings(Group):
     """Prompts (each with all of its K completions) in one optimiser step."""
     head_init_std: float = Field(1e-3, ge=0.0)
     """Standard deviation of the scalar head's first weights; negative values are refused."""
-    frozen_share: Fraction = 0.0
+    frozen_share: Fraction = 0.5
     """Share of the layers, from the bottom, that stay as they are; the embedding with them."""
     normalisation: Literal["bias", "bias_and_gain"] = "bias_and_gain"
     """`bias`: anchor answers score 0 on average (the paper). `bias_and_gain`: and have sd 1."""
@@ -60,7 +60,7 @@ class RewardModelSettings(Group):
 class PolicySettings(Group):
     """PPO-ptx: equation 2 of the paper and how it is optimised (appendix C.4)."""
 
-    iterations: int = Field(16, ge=1)
+    iterations: int = Field(12, ge=1)
     """Rollouts, each followed by its updates."""
     prompts_per_iteration: int = Field(16, ge=1)
     """Prompts in one iteration."""
@@ -70,14 +70,16 @@ class PolicySettings(Group):
     """Optimiser steps in one pass over an iteration."""
     inner_epochs: int = Field(1, ge=1)
     """Passes over one iteration."""
-    learning_rate: float = Field(3e-5, ge=0.0)
+    learning_rate: float = Field(1e-4, ge=0.0)
     """Peak of the schedule."""
     warmup_iterations: int = Field(2, ge=0)
     """The rate climbs from a tenth of its peak over this many iterations."""
-    value_learning_rate: float = Field(5e-5, ge=0.0)
+    value_learning_rate: float = Field(1e-4, ge=0.0)
     """Of the value model, constant."""
     value_only_iterations: int = Field(2, ge=0)
     """Passes of the value model over the first rollouts before the policy moves."""
+    value_frozen_share: Fraction = 0.5
+    """Share of the value model's layers, from the bottom, that stay those of the reward model."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """Of Adam."""
     adam_eps: Positive = 1e-5
@@ -99,13 +101,13 @@ class PolicySettings(Group):
     adaptive_kl_horizon: int = Field(500, ge=1)
     """Episodes over which the adaptive controller acts."""
     stop_kl_per_token: Positive = 0.15
-    """The run stops at the last checkpoint when the KL from the anchor passes this."""
+    """The run ends before the next update once its answers are this far from the anchor."""
     ptx_coef: float | None = Field(None, ge=0.0)
     """gamma of equation 2. Unset: calibrated once so that the pretraining gradient's norm is
     `ptx_gradient_share` of PPO's, then frozen and recorded. 0 is plain PPO."""
     ptx_gradient_share: float = Field(0.3, ge=0.0)
     """Norm of the pretraining gradient as a share of PPO's, for the calibration."""
-    ptx_sequences: int = Field(16, ge=0)
+    ptx_sequences: int = Field(12, ge=0)
     """Pretraining sequences in one iteration, spread over its optimiser steps."""
     ptx_sequence_tokens: int = Field(64, ge=2)
     """Tokens in one pretraining sequence."""
@@ -123,7 +125,7 @@ class PolicySettings(Group):
     """Largest decay of the weight average (the paper has 0.992)."""
     token_budget: int = Field(1024, ge=64)
     """Tokens in one packed row; memory grows with it."""
-    checkpoint_every: int = Field(4, ge=1)
+    checkpoint_every: int = Field(6, ge=1)
     """Iterations between checkpoints."""
 
 
@@ -191,6 +193,7 @@ class LearningSettings(Group):
 PAPER: dict[str, Any] = {
     "reward_model": {
         "epochs": 1,
+        "frozen_share": 0.0,
         "learning_rate": 9e-6,
         "batch_prompts": 64,
         "normalisation": "bias",
@@ -205,6 +208,7 @@ PAPER: dict[str, Any] = {
         "warmup_iterations": 10,
         "value_learning_rate": 9e-6,
         "value_only_iterations": 0,
+        "value_frozen_share": 0.0,
         "gae_lambda": 0.95,
         "kl_coef": 0.02,
         "stop_kl_per_token": 1.0,

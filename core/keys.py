@@ -6,6 +6,7 @@ docs/architecture.md is tested against this file.
 
 PREFIX = "il:"
 
+
 def schema() -> str:
     """string, version of how all of this is laid out; no expiry. Every start checks it."""
     return PREFIX + "schema"

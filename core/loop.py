@@ -7,15 +7,16 @@ changes nothing. Knows nothing of how a stage is run (learning/) or asked for (s
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from core import keys, lease, registry
-from core.errors import Conflict, LeaseLost, NotFound, Unprocessable
-from core.records import STAGES, Outcome, Run, StageState
+from core.errors import Conflict, LeaseLost, NotFound
+from core.records import Outcome, Run, StageState
 from core.redis_client import Redis, script
+from core.stages import complete_stages
 
 WORKER_SILENCE_SECONDS = 6.0
 """Beat ticks every second; after this long without a tick nobody is there to learn."""
@@ -50,33 +51,10 @@ _KINDS |= dict.fromkeys(("last_round", "failed_fraction", "retry_at", "ticked_at
 # --- runs -----------------------------------------------------------------------------------
 
 
-def complete_stages(wanted: Collection[str]) -> tuple[str, ...]:
-    """The stages of a run in their order, with those that others cannot do without.
-
-    Raises Unprocessable for none, an unknown one, or a gap between them.
-    """
-    if unknown := sorted(set(wanted) - set(STAGES)):
-        raise Unprocessable(
-            f"no stage {unknown[0]!r}: there are {', '.join(STAGES)}", param="stages"
-        )
-    needed = set(wanted)
-    if "reward_model" in needed:
-        needed.add("snapshot")
-    if needed & {"vote", "gate"}:
-        needed |= {"evaluate", "vote", "gate"}
-    chosen = tuple(stage for stage in STAGES if stage in needed)
-    if not chosen:
-        raise Unprocessable("name at least one stage", param="stages")
-    first = STAGES.index(chosen[0])
-    if chosen != STAGES[first : first + len(chosen)]:
-        raise Unprocessable(f"a run has no gaps: {', '.join(chosen)}", param="stages")
-    return chosen
-
-
 async def request_run(redis: Redis, *, stages: Sequence[str], wanted_by: str) -> Run:
     """Make a run the current one; a worker takes it up at its next tick.
 
-    `stages` as `complete_stages` takes them. Raises Unprocessable for stages that make no run,
+    `stages` as core/stages.py takes them. Raises Unprocessable for stages that make no run,
     Conflict while another run is current or the loop is paused.
     """
     chosen = complete_stages(stages)

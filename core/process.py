@@ -1,6 +1,6 @@
 """How a child process of ours is started: it dies with its parent and leaves nothing readable.
 
-    python -m core.process [--idle] -- COMMAND [ARGUMENT ...]
+    python -m core.process [--idle] [--parent PID] -- COMMAND [ARGUMENT ...]
 
 becomes COMMAND (exec) after the kernel was told so. It exists because the same calls in a
 `preexec_fn` run between fork and exec of a threaded parent, where a lock taken by another thread
@@ -20,7 +20,8 @@ _PR_SET_PDEATHSIG = 1
 def wrapped(command: Sequence[str], *, idle_priority: bool = False) -> list[str]:
     """The command line that runs `command` under the promises of this file."""
     idle = ["--idle"] if idle_priority else []
-    return [sys.executable, "-m", "core.process", *idle, "--", *command]
+    options = [*idle, "--parent", str(os.getpid())]
+    return [sys.executable, "-m", "core.process", *options, "--", *command]
 
 
 def die_with_parent() -> None:
@@ -46,10 +47,9 @@ def main(arguments: Sequence[str]) -> None:
     """Become the command after `--`."""
     split = arguments.index("--")
     options, command = arguments[:split], arguments[split + 1 :]
-    parent = os.getppid()
     die_with_parent()
-    if os.getppid() != parent:  # the parent died before the kernel was told
-        sys.exit(1)
+    if "--parent" in options and options[options.index("--parent") + 1] != str(os.getppid()):
+        sys.exit(1)  # the parent died before the kernel was told
     leave_no_core_dump()
     os.umask(0o077)  # sockets and files are for this user only
     if "--idle" in options:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import redis
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -23,6 +23,8 @@ from core.settings import Settings
 
 LUA = Path(__file__).parent / "lua"
 SCHEMA_VERSION = "1"
+MAX_CONNECTIONS = 64
+"""More calls at one time wait for a connection, as long as a command may take."""
 __all__ = [
     "Redis",
     "check_redis",
@@ -58,13 +60,16 @@ def socket_path(state_dir: Path) -> Path:
 @asynccontextmanager
 async def connect(url: str, *, timeout: float = 5.0) -> AsyncIterator[Redis]:
     """A client for the length of a `with` block. Commands are not retried: callers decide."""
-    client = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=timeout,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=15,
     )
+    client = Redis.from_pool(pool)
     try:
         yield client
     finally:

@@ -32,6 +32,7 @@ app.add_typer(cli_policies.app, name="policies")
 def main() -> None:
     """Run a sub-command; an error of ours ends as one line on stderr and exit code 1."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level="INFO")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     try:
         app()
     except InstructLoopError as error:

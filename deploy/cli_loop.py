@@ -20,6 +20,7 @@ from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
 from deploy.options import RedisUrl, StateDir, settings_from
 from learning.rounds import stages_for
+from learning.runner import run_inline
 
 app = typer.Typer(help="The brakes of the loop, and its runs.", no_args_is_help=True)
 T = TypeVar("T")
@@ -106,23 +107,29 @@ def logs(run: str, state_dir: StateDir = None, redis_url: RedisUrl = None) -> No
 
 
 def train(settings: Settings, *, stage: str, wait: bool) -> None:
-    """Start a round; with no live worker, run it here under the same lease."""
+    """Start a round; with no live worker, run it here under the same lease.
+
+    Without a worker, a run that was interrupted is taken up instead of starting another.
+    """
     stages = stages_for([stage])
 
     async def ask(redis: Redis) -> tuple[Run, bool]:
-        run = await loop.request_run(redis, stages=stages, wanted_by="command line")
-        return run, await loop.worker_alive(redis)
+        alive = await loop.worker_alive(redis)
+        left = None if alive else await loop.current_run(redis)
+        run = left or await loop.request_run(redis, stages=stages, wanted_by="command line")
+        return run, alive
 
     run, worker_alive = with_redis(settings, ask)
     print(run.id)
-    if not worker_alive:
-        from learning.runner import run_inline
-
-        print("no worker is alive: running the stages here", file=sys.stderr)
-        run_inline(settings)
-    elif not wait:
+    if worker_alive:
+        if wait:
+            _follow(settings, run.id)
         return
-    _follow(settings, run.id)
+    print("no worker is alive: running the stages here", file=sys.stderr)
+    ended = run_inline(settings)
+    if ended is None or ended.finished_at is None:
+        raise InstructLoopError(f"{run.id} was interrupted: the same command takes it up again")
+    _say_outcome(ended)
 
 
 def _follow(settings: Settings, run_id: str) -> None:
@@ -142,6 +149,10 @@ def _follow(settings: Settings, run_id: str) -> None:
             if state is not None:
                 bar.update(task, description=run.stage, completed=state.fraction, say=state.message)
             time.sleep(POLL_SECONDS)
+    _say_outcome(run)
+
+
+def _say_outcome(run: Run) -> None:
     print(f"{run.outcome}: {run.reason or run.version or ''}")
     if run.outcome not in GOOD:
         raise InstructLoopError(f"{run.id} ended as {run.outcome}: {run.reason}")

@@ -9,7 +9,9 @@ insides is only where it keeps the figures of a run (for the plots).
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -35,18 +37,19 @@ from deploy.raters import rater_names
 from deploy.report import DemoResult, write_report
 from deploy.scoring import compare
 from deploy.simulate import collect, vote_tasks
-from deploy.traffic import Traffic, flowing
+from deploy.traffic import Traffic, TrafficReport, flowing
 from feedback.split import split_of
 
-TRAINING_PROMPTS = 126
-VALIDATION_PROMPTS = 48
-TEST_PROMPTS = 256
-ANSWERS = 8
+TRAINING_PROMPTS = 200
+VALIDATION_PROMPTS = 50
+TEST_PROMPTS = 200
+ANSWERS = 6
 RATERS = 6
 HELDOUT_RATERS = 4
 READY_SECONDS = 300
 ROUND_SECONDS = 3600
 POLL_SECONDS = 1.0
+IDLE_STREAMS = 12
 SPLIT = LogSettings(validation_share=0.25, test_share=0.0, split_by_prompt_under_users=0)
 """The test prompts of the demonstration are never logged, so nobody needs a share for them."""
 SWAP_CLIENTS = 4
@@ -198,10 +201,12 @@ async def _loop(
             seed=seed,
         )
     voters = await label_keys(state)
+    with clock.phase("idle", say):
+        idle = await _idle_traffic(url, key, test_prompts)
     traffic = Traffic(base_url=url, api_key=key, prompts=test_prompts, pause_seconds=10.0)
     async with flowing(traffic) as seen:
         with clock.phase("learn", say):
-            run = await _round(client, taste, traffic, voters=voters, say=say)
+            run, trained_until = await _round(client, taste, traffic, voters=voters, say=say)
         with clock.phase("swap", say):
             swapped_at = traffic.elapsed
             version = await _swapped(client, run)
@@ -237,6 +242,8 @@ async def _loop(
         seconds=clock.total,
         traffic=seen,
         swap_at=swapped_at,
+        idle=idle,
+        trained_until=trained_until,
     )
 
 
@@ -249,19 +256,22 @@ def fix_user_hashes(state: Path, seed: int) -> None:
 
 
 def placed(sets: PromptSets, keyring: Keyring) -> list[Prompt]:
-    """The prompts of training and validation, their users named so that the split agrees."""
+    """The prompts of training and validation, each by a user named so that the split agrees.
 
-    def rename(prompt: Prompt, wanted: Split) -> Prompt:
-        for number in range(1000):
-            name = f"{prompt.user}-{number}" if number else prompt.user
-            hashed = keyring.hashed("default", "user", name)
-            if split_of(hashed, SPLIT) == wanted:
-                return replace(prompt, user=name)
-        raise InstructLoopError(f"no name for {prompt.user} falls into {wanted}")
-
-    return [rename(p, "train") for p in sets.training] + [
-        rename(p, "validation") for p in sets.validation
-    ]
+    One user a prompt, because the gate counts users.
+    """
+    names = (f"user-{number}" for number in itertools.count())
+    by_split: dict[Split, list[Prompt]] = {
+        "train": list(sets.training),
+        "validation": list(sets.validation),
+    }
+    done: list[Prompt] = []
+    while any(by_split.values()):
+        name = next(names)
+        waiting = by_split.get(split_of(keyring.hashed("default", "user", name), SPLIT), [])
+        if waiting:
+            done.append(replace(waiting.pop(), user=name))
+    return done
 
 
 async def label_keys(state: Path) -> dict[str, str]:
@@ -350,6 +360,15 @@ async def _answers(client: httpx.AsyncClient, prompts: Sequence[str], max_tokens
     )
 
 
+async def _idle_traffic(url: str, key: str, prompts: Sequence[str]) -> TrafficReport:
+    """What one client sees while nothing else happens."""
+    traffic = Traffic(base_url=url, api_key=key, prompts=prompts, pause_seconds=0.2)
+    async with flowing(traffic, most_clients=1) as seen:
+        while len(seen.first_chunks) < IDLE_STREAMS and not seen.failures:
+            await asyncio.sleep(0.1)
+    return seen
+
+
 async def _round(
     client: httpx.AsyncClient,
     taste: Judge,
@@ -357,21 +376,26 @@ async def _round(
     *,
     voters: dict[str, str],
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """One round of learning; held-out raters vote when the gate asks them."""
+) -> tuple[dict[str, Any], float]:
+    """One round of learning; held-out raters vote when the gate asks them.
+
+    Returns the run, and when its training was over by the clock of the traffic.
+    """
     reply = await client.post("/v1/loop/runs", json={})
     run_id = reply.raise_for_status().json()["run_id"]
     deadline, said, voting = time.monotonic() + ROUND_SECONDS, "", None
+    trained_until = math.inf
     over = asyncio.Event()
     try:
         while True:
             run = (await client.get(f"/v1/loop/runs/{run_id}")).raise_for_status().json()
             if run["outcome"] != "running":
-                return dict(run)
+                return dict(run), trained_until
             if run["stage"] != said:
                 said = run["stage"]
                 say(f"  {said}")
             if said in ("vote", "gate") and voting is None:
+                trained_until = traffic.elapsed
                 traffic.clients, traffic.pause_seconds = SWAP_CLIENTS, 0.05
                 voting = asyncio.create_task(
                     vote_tasks(

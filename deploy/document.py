@@ -1,6 +1,6 @@
 """Tables in the documents that are made from the code, so that they cannot fall behind.
 
-    python -m deploy.document        rewrites each table between its two marks
+python -m deploy.document        rewrites each table between its two marks
 """
 
 import inspect

@@ -53,10 +53,10 @@ def write_configuration(state_dir: Path, password: str) -> Path:
     folder = socket.parent
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    path = folder / "redis.conf"
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(_SETTINGS.format(socket=socket, password=password, folder=folder))
+    path, beside = folder / "redis.conf", folder / f".redis.conf.{os.getpid()}"
+    beside.touch(mode=0o600)
+    beside.write_text(_SETTINGS.format(socket=socket, password=password, folder=folder))
+    os.replace(beside, path)  # half of it would be a Redis without a password
     return path
 
 

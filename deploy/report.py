@@ -9,8 +9,9 @@ import json
 import math
 import os
 import random
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ class DemoResult:
     traffic: TrafficReport
     swap_at: float
     """When the swap began, in seconds since the traffic began."""
+    idle: TrafficReport = field(default_factory=TrafficReport)
+    """What a client saw before anything was learned."""
+    trained_until: float = math.inf
+    """When training was over, in seconds since the traffic began."""
 
 
 def write_report(result: DemoResult, out: Path, *, console: Console | None = None) -> None:
@@ -99,6 +104,12 @@ def figures(result: DemoResult) -> dict[str, Any]:
         "kl_per_token": evaluation.get("kl_per_token"),
         "pretraining_loss_change": card.get("pretraining_loss_change"),
         **_swap(result),
+        "first_token_seconds": {
+            "idle": _median([wait for _, wait in result.idle.first_chunks]),
+            "while_training": _median(
+                [wait for at, wait in result.traffic.first_chunks if at < result.trained_until]
+            ),
+        },
         "collected": dataclasses.asdict(result.collected),
         "gate": result.card.get("gate") or {},
         "card_figures": card,
@@ -130,6 +141,10 @@ def _rate(rate: WinRate) -> dict[str, Any]:
         "users": rate.users,
         "ties": rate.ties,
     }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def _side(side: Side, finished: Sequence[bool]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{report['requests']}, {report['failed_requests']} failed",
         ),
         ("longest stall at the swap", shown(report["longest_stall_seconds"], ".2f", " s")),
+        (
+            "time to first token, idle and while training (median)",
+            f"{shown(report['first_token_seconds']['idle'], '.3f', ' s')}, "
+            f"{shown(report['first_token_seconds']['while_training'], '.3f', ' s')}",
+        ),
         ("time", f"{report['seconds'] / 60:.1f} minutes"),
     ]
 

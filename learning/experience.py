@@ -7,6 +7,7 @@ Knows no optimiser; learning/policy_updates.py learns from the result.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from learning.packing import Group, Packed, attend, pack
 from learning.ppo_losses import importance_weights
 from learning.rewards import replace_unfinished, token_rewards
 from learning.rollouts import Layout, Rollouts
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,12 @@ class Experience:
             self.rewards, values, self.mask, discount=discount, gae_lambda=gae_lambda
         )
         return returns
+
+
+def on_device(model: Model) -> Model:
+    """The model itself, moved to the GPU where there is one."""
+    nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model
 
 
 @torch.no_grad()

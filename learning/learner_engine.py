@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel
 from core.engine.client import EngineClient, Sample
 from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until_ready
 
-_SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 _WEIGHTS = "instructloop-weights"
 _START_SECONDS = 300.0
 _GRACE_SECONDS = 2.0
@@ -87,7 +87,7 @@ class LearnerEngine:
 
     def load_model(self, model: PreTrainedModel, *, version: str) -> None:
         """Serve a model's present weights, in the names and types that the engine started with."""
-        save_file(_saved_tensors(model), self.weights / "model.safetensors")
+        save_file(saved_tensors(model), self.weights / "model.safetensors")
         self.load_folder(self.weights, version=version)
 
     def checksums(self) -> dict[str, str]:
@@ -127,7 +127,7 @@ def learner_engine(
         max_num_seqs=int(engine["max_num_seqs"]),
         max_model_len=context_tokens(model),
     )
-    weights = _weights_folder(model, fallback)
+    weights = weights_folder(model, fallback)
     process = start_engine(spec, idle_priority=idle_priority)
     try:
         with asyncio.Runner() as runner:
@@ -143,7 +143,7 @@ def context_tokens(model: Path) -> int:
     return min(_CONTEXT_TOKENS, int(config.max_position_embeddings))
 
 
-def _saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The state by name as save_pretrained writes it: a tied output matrix is not repeated."""
     state = model.state_dict()
     seen: dict[int, str] = {}
@@ -156,12 +156,12 @@ def _saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     return tensors
 
 
-def _weights_folder(model: Path, fallback: Path) -> Path:
+def weights_folder(model: Path, fallback: Path) -> Path:
     """An empty folder of this process in shared memory, if two copies of the weights fit there."""
-    _sweep(_SHARED_MEMORY)
+    _sweep(SHARED_MEMORY)
     needed = 2 * sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    roomy = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > needed
-    folder = _SHARED_MEMORY / f"{_WEIGHTS}-{os.getpid()}" if roomy else fallback
+    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > needed
+    folder = SHARED_MEMORY / f"{_WEIGHTS}-{os.getpid()}" if roomy else fallback
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
     return folder

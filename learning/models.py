@@ -1,9 +1,9 @@
 """Policies and reward models: read from folders, scored, written to folders.
 
 A policy is any causal language model of transformers. A reward model is the same body with a
-projection to one number, kept as an AutoModelForSequenceClassification folder so that anything can
-load it; what that class has no place for, the bias, is in the folder's config under `instructloop`.
-Knows nothing of losses and optimisers.
+projection to one number at each token, kept as an AutoModelForTokenClassification folder so that
+anything can load it: an answer's score is the mean of its tokens' numbers. Knows nothing of losses
+and optimisers.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -23,7 +23,6 @@ from transformers import (
 from learning.attention import PACKED_ATTENTION
 from learning.packing import Packed, attend
 
-_CONFIG_SECTION = "instructloop"
 _COPIED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -38,7 +37,7 @@ _COPIED_FILES = (
 
 
 class RewardModel(nn.Module):
-    """A score for every token of a row; an answer's score is the one at its last token.
+    """A score for every token of a row; an answer's score is the mean over its tokens.
 
     The head and the bias stay in fp32: bf16 would give scores in steps of 1/128 around 1.
     """
@@ -47,11 +46,13 @@ class RewardModel(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.score.float()
+        if self.score.bias is not None:  # ours counts, so that it can be fp32 and is never trained
+            self.score.bias.requires_grad_(False).zero_()
         self.bias = nn.Parameter(torch.tensor(bias), requires_grad=False)
 
     @property
     def score(self) -> nn.Linear:
-        """The projection from a hidden state to the score, fp32, without a bias of its own."""
+        """The projection from a hidden state to the score, fp32."""
         return cast(nn.Linear, self.classifier.score)
 
     @property
@@ -79,12 +80,12 @@ def init_reward_model(
 ) -> RewardModel:
     """A reward model with the body of a causal language model and a head that is almost zero.
 
-    The head is N(0, head_init_std). Its pad token differs from every token that ends an answer,
-    because the saved class reads the score at the last token that is not padding.
+    The head is N(0, head_init_std). Its pad token differs from every token that ends an answer, so
+    that who pads with it can tell the two apart.
     """
     config = AutoConfig.from_pretrained(anchor, local_files_only=True)
     pad = _pad_token(config)
-    classifier = AutoModelForSequenceClassification.from_pretrained(
+    classifier = AutoModelForTokenClassification.from_pretrained(
         anchor,
         num_labels=1,
         pad_token_id=pad,
@@ -117,11 +118,11 @@ def freeze_bottom(model: RewardModel, share: float) -> None:
 
 def load_reward_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> RewardModel:
     """A reward model as `save_reward_model` left it."""
-    classifier = AutoModelForSequenceClassification.from_pretrained(
+    classifier = AutoModelForTokenClassification.from_pretrained(
         folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, local_files_only=True
     )
-    section = getattr(classifier.config, _CONFIG_SECTION)
-    return RewardModel(_without_padding_row(classifier), bias=float(section["bias"]))
+    bias = float(cast(nn.Linear, classifier.score).bias)
+    return RewardModel(_without_padding_row(classifier), bias=bias)
 
 
 def token_scores(model: RewardModel, packed: Packed) -> Tensor:
@@ -131,18 +132,27 @@ def token_scores(model: RewardModel, packed: Packed) -> Tensor:
 
 
 def scores(model: RewardModel, packed: Packed) -> Tensor:
-    """The score of every answer of a row, (num_answers,) fp32, at the answer's last token."""
-    hidden = attend(model.classifier, packed)[0, packed.last_token]  # (num_answers, width)
-    return _project(model, hidden)
+    """The score of every answer of a row, (num_answers,) fp32: the mean over the answer's tokens.
+
+    The mean learns from few comparisons what a reading at the last token alone does not
+    (docs/implementation-details.md).
+    """
+    hidden = attend(model.classifier, packed)[0, packed.answer_mask]  # (answer tokens, width)
+    answer = packed.answer_index[packed.answer_mask] - packed.answer_ids[0]  # (answer tokens,)
+    sums = hidden.new_zeros(len(packed.answer_ids), dtype=torch.float32)
+    sums = sums.index_add(0, answer, _project(model, hidden))  # (num_answers,)
+    return sums / torch.bincount(answer, minlength=len(sums))
 
 
 def save_reward_model(model: RewardModel, folder: Path, *, tokenizer_from: Path) -> None:
-    """Write the folder: weights in the body's precision, the bias in the config."""
-    setattr(model.classifier.config, _CONFIG_SECTION, {"bias": float(model.bias)})
+    """Write the folder; the bias goes into the projection's own, in the body's precision."""
     body_dtype = model.classifier.dtype
-    model.score.to(body_dtype)
-    save_folder(model.classifier, folder, tokenizer_from=tokenizer_from)
-    model.score.float()
+    with torch.no_grad():
+        model.score.bias.fill_(float(model.bias))
+        model.score.to(body_dtype)
+        save_folder(model.classifier, folder, tokenizer_from=tokenizer_from)
+        model.score.float()
+        model.score.bias.zero_()
 
 
 def save_folder(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path) -> None:

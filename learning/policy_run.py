@@ -13,12 +13,18 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from core.hyperparameters import PolicySettings
-from learning.experience import Experience
-from learning.models import RewardModel, load_policy, load_reward_model, save_folder
+from learning.experience import Experience, on_device
+from learning.models import (
+    RewardModel,
+    freeze_bottom,
+    load_policy,
+    load_reward_model,
+    save_folder,
+)
 from learning.optimizer import MasterAdamW
 from learning.packing import Group
 from learning.rollouts import Rollouts
@@ -71,14 +77,12 @@ def new_run(
     """A run before its first step: the policy from the parent, the value model from the reward
     model with its bias (appendix C.4)."""
     models = Models(
-        policy=load_policy(parent),
-        reference=load_policy(anchor).requires_grad_(False),
-        reward_model=load_reward_model(reward_model).requires_grad_(False),
-        value=load_reward_model(reward_model).requires_grad_(True),
+        policy=on_device(load_policy(parent)),
+        reference=on_device(load_policy(anchor).requires_grad_(False)),
+        reward_model=on_device(load_reward_model(reward_model).requires_grad_(False)),
+        value=on_device(load_reward_model(reward_model).requires_grad_(True)),
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for model in (models.policy, models.reference, models.reward_model, models.value):
-        nn.Module.to(model, device)
+    freeze_bottom(models.value, settings.value_frozen_share)
     policy_optimiser = _optimiser(models.policy, settings)
     return PolicyRun(
         models=models,

@@ -86,9 +86,7 @@ def value_step(
         )
         torch.autograd.backward(loss)
         stats.append(row_stats)
-    optimiser.step(
-        learning_rate=settings.value_learning_rate, max_grad_norm=settings.max_grad_norm
-    )
+    optimiser.step(learning_rate=settings.value_learning_rate, max_grad_norm=settings.max_grad_norm)
     return step_value_stats(stats)
 
 

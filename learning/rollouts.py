@@ -172,11 +172,7 @@ def layouts(
     ]
 
 
-def _layout(
-    rollouts: Rollouts, chosen: Sequence[int], per_group: int, token_budget: int
-) -> Layout:
+def _layout(rollouts: Rollouts, chosen: Sequence[int], per_group: int, token_budget: int) -> Layout:
     answers = torch.tensor([g * per_group + k for g in chosen for k in range(per_group)])
     rows = pack([rollouts.groups[g] for g in chosen], token_budget=token_budget)
-    return Layout(
-        rows=tuple(rows), answers=answers, num_tokens=int(rollouts.mask[answers].sum())
-    )
+    return Layout(rows=tuple(rows), answers=answers, num_tokens=int(rollouts.mask[answers].sum()))

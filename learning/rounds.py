@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import Unprocessable
-from core.loop import complete_stages
 from core.records import STAGES, Run
+from core.stages import complete_stages
 from learning.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_NOT_ENOUGH_DATA
 
 RETRY_DELAYS = (2.0, 30.0)

@@ -237,9 +237,7 @@ def _update_value(
     run.figures["value_clip_fraction"] = stats.clip_fraction
 
 
-def _update_policy(
-    setup: Setup, run: PolicyRun, experience: Experience, layout: Layout
-) -> None:
+def _update_policy(setup: Setup, run: PolicyRun, experience: Experience, layout: Layout) -> None:
     settings, model, optimiser = setup.settings, run.models.policy, run.policy_optimiser
     advantages = experience.advantages(
         run.values, discount=settings.discount, gae_lambda=settings.gae_lambda

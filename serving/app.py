@@ -15,7 +15,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from feedback.labeling_routes import router as labeling_router
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -24,6 +23,7 @@ from core.errors import InstructLoopError, Unavailable
 from core.keyring import Keyring
 from core.redis_client import connect, redis_url
 from core.settings import Settings
+from feedback.labeling_routes import router as labeling_router
 from feedback.routes import router as feedback_router
 from serving import completions, policies, replicas, service
 from serving.edge import OPEN_PATHS, Edge, on_http_error, on_invalid, on_our_error

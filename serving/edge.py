@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,6 +59,8 @@ class Edge:
                 raise outgoing.overruled
         except InstructLoopError as error:
             await outgoing.fail(error_response(error), scope, receive)
+        except ClientDisconnect:
+            pass  # it left before it had said all: nobody waits for a reply
         except Exception:  # the edge: whatever it is, the client gets an error object
             log.exception("request %s failed", outgoing.request_id)
             ours = InstructLoopError(f"something went wrong; quote {outgoing.request_id}")

@@ -22,6 +22,7 @@ from core.keyring import Keyring
 from core.records import ApiKey
 from core.settings import GatewaySettings
 from serving import sse
+from serving.entry import completion_id, log_entry
 from serving.failures import Refusal, refusal_of, send_failure
 from serving.hangup import HangUp
 from serving.inbox import Inbox
@@ -75,7 +76,7 @@ class Reply:
     @property
     def completion_id(self) -> str:
         """The id that the engine is asked to give."""
-        return f"{self.asked.api.prefix}-{self.token}"
+        return completion_id(self.asked, self.token)
 
     async def _answer(self, send: Send) -> None:
         """Ask engines until one answers. Raises InstructLoopError when none does."""
@@ -124,9 +125,12 @@ class Reply:
                 else:
                     await self._unary(engine, response, send)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            if not self.started:
-                raise NotAnswered(str(error) or "the engine took too long") from error
-            await self._break_off(send)
+            if self.started:
+                await self._break_off(send)
+            elif isinstance(error, TimeoutError):  # to wait as long for another makes it worse
+                raise Unavailable("the engine took too long", code="engine_timeout") from error
+            else:
+                raise NotAnswered(str(error)) from error
         finally:
             engine.in_flight -= 1
             metrics.IN_FLIGHT.set(self.services.replicas.in_flight)
@@ -231,9 +235,9 @@ class Reply:
 
     def _note_versions(self, engine: Engine, response: aiohttp.ClientResponse) -> None:
         """Raises NotAnswered when a pinned version is not what answered."""
-        version = response.headers.get("x-policy-version", engine.version)
-        for name in response.headers.get("x-policy-versions", version).split(","):
-            self.transcript.served_by(name.strip())
+        version = _version_of(engine, response)
+        for name in (_crossed(engine, response) or version).split(","):
+            self.transcript.served_by(name)
         if self.asked.version not in (None, version):
             engine.version = version  # it swapped since its last heartbeat
             raise NotAnswered(f"it serves {version} now")
@@ -241,12 +245,11 @@ class Reply:
     def _headers(
         self, engine: Engine, response: aiohttp.ClientResponse
     ) -> list[tuple[bytes, bytes]]:
-        version = response.headers.get("x-policy-version", engine.version)
         headers = [
             (b"content-type", response.headers.get("Content-Type", "").encode()),
-            (b"x-policy-version", version.encode()),
+            (b"x-policy-version", _version_of(engine, response).encode()),
         ]
-        if crossed := response.headers.get("x-policy-versions"):
+        if crossed := _crossed(engine, response):
             headers.append((b"x-policy-versions", crossed.encode()))
         if not check_id(engine, self.transcript.id, self.completion_id):
             headers.append((b"x-feedback-off", str(engine.feedback_off).encode()))
@@ -267,29 +270,10 @@ class Reply:
         self._count_tokens()
         if not self.asked.stored:
             return None
-        return self.services.inbox.append(self._entry(error))
-
-    def _entry(self, error: str | None) -> dict[str, Any]:
-        return {
-            "token": self.token,
-            "id": self.completion_id,
-            "tenant": self.key.tenant,
-            "key_id": self.key.id,
-            "user": self.asked.end_user(self.key),
-            "prompt_tag": self.tag,
-            "messages": self.asked.prompt,
-            "choices": self.transcript.choices(),
-            "policy_versions": self.transcript.versions,
-            "created_at": time.time(),
-            "error": error,
-            "sampling": {
-                **self.asked.sampling(),
-                "prompt_tokens": self.transcript.prompt_tokens,
-                "completion_tokens": self.transcript.completion_tokens,
-            },
-            "metadata": self.asked.metadata,
-            "trains": self.asked.trains and self.key.trains,
-        }
+        said = log_entry(
+            self.asked, self.key, self.transcript, token=self.token, tag=self.tag, error=error
+        )
+        return self.services.inbox.append(said)
 
     def _count_tokens(self) -> None:
         said = self.transcript
@@ -301,6 +285,18 @@ class Reply:
         """What the gateway itself added: before the engine was asked, and after it had answered."""
         now = time.monotonic()
         metrics.OVERHEAD_SECONDS.observe(self.asked_engine_at - self.began + now - answered_at)
+
+
+def _version_of(engine: Engine, response: aiohttp.ClientResponse) -> str:
+    """The version of the first token, as our guard says it; a fixed engine has no guard."""
+    if engine.fixed:
+        return engine.version
+    return response.headers.get("x-policy-version", engine.version)
+
+
+def _crossed(engine: Engine, response: aiohttp.ClientResponse) -> str | None:
+    """All versions, if a swap fell before the headers."""
+    return None if engine.fixed else response.headers.get("x-policy-versions")
 
 
 async def _send_more(send: Send, body: bytes) -> None:

@@ -61,7 +61,7 @@ class Upstream:
         """A JSON document of the engine. Raises aiohttp.ClientError, TimeoutError, ValueError."""
         session, base = self._session(engine)
         async with asyncio.timeout(_CONNECT_SECONDS):
-            async with session.get(base + path, headers=self._headers()) as response:
+            async with session.get(base + path, headers=self._headers(engine)) as response:
                 response.raise_for_status()
                 return orjson.loads(await response.read())
 
@@ -79,7 +79,7 @@ class Upstream:
         self, engine: Engine, path: str, body: bytes, request_id: str
     ) -> aiohttp.ClientResponse:
         session, base = self._session(engine)
-        headers = {**self._headers(), "X-Request-Id": request_id}
+        headers = {**self._headers(engine), "X-Request-Id": request_id}
         try:
             return await session.post(base + path, data=body, headers=headers)
         except aiohttp.ServerDisconnectedError as error:
@@ -90,11 +90,10 @@ class Upstream:
             )
             raise NotAnswered(str(error), stale=stale) from error
 
-    def _headers(self) -> dict[str, str]:
-        return {
-            "Authorization": f"Bearer {self._data_token}",
-            "Content-Type": "application/json",
-        }
+    def _headers(self, engine: Engine) -> dict[str, str]:
+        """Our token is for our own engines: a fixed one belongs to somebody else."""
+        ours = {} if engine.fixed else {"Authorization": f"Bearer {self._data_token}"}
+        return {"Content-Type": "application/json", **ours}
 
     def _session(self, engine: Engine) -> tuple[aiohttp.ClientSession, str]:
         key = _session_key(engine)
@@ -135,8 +134,9 @@ async def watch_fixed(upstream: Upstream, engine: Engine) -> None:
             else:
                 await upstream.get(engine, "/v1/models")
         except (aiohttp.ClientError, NotAnswered, OSError, ValueError, LookupError) as error:
+            if engine.state != "failed":
+                log.warning("engine %s is not usable: %s", engine.name, error)
             engine.state = "failed"
-            log.warning("engine %s is not usable: %s", engine.name, error)
         await asyncio.sleep(_LOOK_SECONDS)
 
 

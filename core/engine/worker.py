@@ -4,11 +4,15 @@ vLLM mixes `SwapExtension` into its worker class (`--worker-extension-cls`); the
 methods by name through `/collective_rpc`. The only file of `core` that imports torch. It knows
 neither versions nor traffic: core/engine/client.py is its caller.
 
-vLLM's own `/weight_checker` would not do. On CPU it packs the weight of every linear layer into
-oneDNN's format and leaves an empty tensor behind, so that all of them have the checksum of
-nothing, and a swap that failed to load them would pass. Here such a weight is read back through
-the layer itself: the layer applied to the identity matrix is its weight, exactly, because each sum
-has one term that is not zero.
+On CPU vLLM packs the weight of every linear layer into oneDNN's format, and two things follow:
+
+* A model whose output layer shares its weight with the embedding would keep the packed copy of the
+  old weight after a reload, because only what a checkpoint has under its own name is packed again:
+  new layers, but tokens chosen by the old output layer. So it is packed again here.
+* vLLM's own `/weight_checker` would not notice, nor any other linear layer that was not loaded: it
+  looks at the empty tensors that packing leaves behind. So a packed weight is read back here
+  through the layer itself. A linear layer applied to the identity matrix gives its weight,
+  exactly, because each sum has one term that is not zero.
 """
 
 import hashlib
@@ -52,6 +56,9 @@ class SwapExtension:
         except (CorruptVersion, OSError) as error:
             return {"refused": str(error)}
         self.reload_weights(weights_iterator=_tensors(candidate))
+        for module in self.model_runner.get_model().modules():
+            if hasattr(module, "cpu_linear") and module.weight.numel():
+                module.quant_method.process_weights_after_loading(module)
         return {}
 
     def parameter_checksums(self) -> dict[str, str]:

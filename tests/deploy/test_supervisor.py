@@ -88,7 +88,8 @@ import time
 from pathlib import Path
 from deploy.supervisor import Child, Supervisor
 supervisor = Supervisor(say=print)
-one = Child(name="one", command=["sleep", "600"], log=Path({str(tmp_path)!r}) / "log", stop_seconds=1)
+log = Path({str(tmp_path)!r}) / "log"
+one = Child(name="one", command=["sleep", "600"], log=log, stop_seconds=1)
 supervisor.start(one)
 while open(f"/proc/{{one.process.pid}}/cmdline", "rb").read() != b"sleep\\x00600\\x00":
     time.sleep(0.01)

@@ -65,9 +65,7 @@ def openrlhf_losses() -> ModuleType:
     package = types.ModuleType("reference_openrlhf")
     package.__path__ = [str(_installed("openrlhf", "openrlhf/models"))]
     sys.modules["reference_openrlhf"] = package
-    return _load(
-        "reference_openrlhf.loss", _installed("openrlhf", "openrlhf/models/loss.py")
-    )
+    return _load("reference_openrlhf.loss", _installed("openrlhf", "openrlhf/models/loss.py"))
 
 
 def trl_adaptive_controller(kl_coef: float, *, target: float, horizon: int) -> Any:

@@ -116,7 +116,7 @@ def check_child(rig, run):
     (start,) = rig.starts(run.id, "policy")
     assert start["policy"] == os.SCHED_IDLE
     assert not [n for n in start["environ"] if "INSTRUCTLOOP" in n or "API_KEY" in n]
-    assert "OMP_WAIT_POLICY" in start["environ"]
+    assert "GOMP_SPINCOUNT" in start["environ"]
     assert "100.0% step 10" in rig.log(run.id, "policy")
     assert rig.log(run.id, "gate").endswith("done\n")
     assert [stage for stage, _ in rig.folders.logs(run.id)] == list(STAGES)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForTokenClassification
 
 from learning.models import (
     ending_tokens,
@@ -57,14 +57,15 @@ def test_a_head_of_zeros_scores_zero(anchor):
     assert _scores(model).tolist() == [0.0] * 6
 
 
-def test_a_score_is_the_projection_at_the_answers_last_token(reward_model):
+def test_a_score_is_the_mean_of_the_projection_over_the_answers_tokens(reward_model):
     (row,) = pack(GROUPS, token_budget=99)
     with torch.no_grad():
         every = token_scores(reward_model, row)
         hidden = attend(reward_model.classifier, row)[0]
     assert every.shape == (28,)
     torch.testing.assert_close(every, (hidden @ reward_model.head.T).squeeze(-1))
-    torch.testing.assert_close(_scores(reward_model), every[row.last_token])
+    by_hand = [every[row.answer_index == number].mean() for number in row.answer_ids]
+    torch.testing.assert_close(_scores(reward_model), torch.stack(by_hand))
 
 
 def test_padding_has_an_id_that_ends_no_answer(anchor, reward_model):
@@ -81,7 +82,7 @@ def test_the_saved_folder_scores_alike_in_transformers_own_class(
 ):
     reward_model.rescale(1.7, -0.3)
     save_reward_model(reward_model, tmp_path / "saved", tokenizer_from=anchor)
-    library = AutoModelForSequenceClassification.from_pretrained(
+    library = AutoModelForTokenClassification.from_pretrained(
         tmp_path / "saved", dtype=torch.float32
     )
     pad = library.config.pad_token_id
@@ -99,12 +100,14 @@ def test_the_saved_folder_scores_alike_in_transformers_own_class(
     )
     with torch.no_grad():
         logits = library(ids, attention_mask=ids != pad, position_ids=positions).logits
-    bias = library.config.instructloop["bias"]
+    means = [
+        logits[i, len(f) + len(prompt) : len(f) + len(prompt) + len(answer), 0].mean()
+        if side == "left"
+        else logits[i, len(prompt) : len(prompt) + len(answer), 0].mean()
+        for i, (f, (prompt, answer)) in enumerate(zip(fill, ENDED, strict=True))
+    ]
     assert library.num_labels == 1
-    assert bias == pytest.approx(-0.3)
-    torch.testing.assert_close(
-        logits.squeeze(1) + bias, _scores(reward_model), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(torch.stack(means), _scores(reward_model), rtol=1e-4, atol=1e-5)
 
 
 def test_loading_gives_back_the_same_scores(tmp_path, anchor, reward_model):

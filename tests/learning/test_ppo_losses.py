@@ -111,9 +111,7 @@ def test_openrlhf_computes_the_same_policy_loss_with_and_without_its_engine_corr
     torch.testing.assert_close(loss, expected)
     assert stats.clip_fraction == pytest.approx(float(clipped))
     theirs.enable_vllm_is_correction = False
-    plain, _ = policy_loss(
-        new, old, advantages, torch.ones(13), clip_ratio=CLIP, num_tokens=13
-    )
+    plain, _ = policy_loss(new, old, advantages, torch.ones(13), clip_ratio=CLIP, num_tokens=13)
     torch.testing.assert_close(plain, theirs(new[None], old[None], advantages[None], mask)[0])
 
 
@@ -134,9 +132,7 @@ def test_trl_computes_the_same_policy_and_value_losses_and_clip_fractions() -> N
         advantages[None],
         returns[None],
     )
-    loss, ours = policy_loss(
-        new, old, advantages, torch.ones(12), clip_ratio=CLIP, num_tokens=12
-    )
+    loss, ours = policy_loss(new, old, advantages, torch.ones(12), clip_ratio=CLIP, num_tokens=12)
     torch.testing.assert_close(loss, pg)
     assert ours.clip_fraction == pytest.approx(float(stats["policy/clipfrac"]))
     loss, value_stats = value_loss(new_values, values, returns, value_clip=0.15, num_tokens=12)

@@ -236,9 +236,7 @@ def test_a_run_whose_weights_are_not_numbers_stops_and_says_why(
         go(stage_in(tmp_path / "s"), setup, run)
 
 
-def test_a_policy_that_jumps_stops_and_says_why(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_policy_that_jumps_stops_and_says_why(folders: dict[str, Path], tmp_path: Path) -> None:
     setup = make_setup(learning_rate=30.0, warmup_iterations=0)
     run = make_run(folders, setup)
     with pytest.raises(Diverged, match="ratio|nats|finite"):

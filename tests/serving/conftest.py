@@ -85,7 +85,7 @@ async def running_gateway(
         await eventually(lambda: server.started or task.done())
         assert server.started
         async with aiohttp.ClientSession() as http:
-            url = "http://127.0.0.1:%d" % listener.getsockname()[1]
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             yield Gateway(url, secret, redis, app.state.keyring, app, http)
     finally:
         server.should_exit = True

@@ -1,6 +1,6 @@
-"""An engine that answers at once and as told: vLLM's HTTP surface on a Unix socket, without a model.
+"""An engine that answers at once and as told: vLLM's HTTP surface, without a model.
 
-It speaks as vLLM does where the gateway could tell: ids from `X-Request-Id`, a role chunk first, the
+It speaks as vLLM does where the gateway could tell: ids from `X-Request-Id`, a role chunk first, a
 usage event only if asked, errors inside streams under HTTP 200, `x-policy-version` headers and
 comments of our guard. The same tests run against vLLM itself (test_contract.py).
 """

@@ -227,9 +227,7 @@ async def test_a_swap_that_crosses_a_reply_is_told_and_recorded(gateway, double,
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_hangs_up_stops_the_generation_and_is_recorded(
-    gateway, double, stream
-):
+async def test_a_client_that_hangs_up_stops_the_generation_and_is_recorded(gateway, double, stream):
     double.gate = asyncio.Event()
     async with aiohttp.ClientSession() as http:
         headers = {"Authorization": f"Bearer {gateway.secret}"}
@@ -262,9 +260,7 @@ async def test_the_end_of_a_reply_waits_for_its_log_entry(gateway, client):
         assert len(await gateway.logged()) == 1 + stream
 
 
-async def test_an_engine_with_ids_of_its_own_takes_no_feedback(
-    redis, gateway_settings, state_dir
-):
+async def test_an_engine_with_ids_of_its_own_takes_no_feedback(redis, gateway_settings, state_dir):
     other = EngineDouble(own_ids=True)
     async with other.listening() as url:
         engine = gateway_settings.engine.model_copy(update={"urls": (url,)})
@@ -282,6 +278,7 @@ async def test_an_engine_with_ids_of_its_own_takes_no_feedback(
                     assert response.headers["x-policy-version"] == "v0000"
                     assert b"theirs" in await response.read()
             assert all("cache_salt" not in asked for asked in other.requests)
+            assert all("authorization" not in headers for headers in other.headers)
 
 
 async def test_a_fixed_engine_that_keeps_our_ids_takes_feedback(redis, gateway_settings):

@@ -26,7 +26,8 @@ from tests.serving.tap import Tap
 from tests.tiny_model import make_tiny_model
 
 ENGINES = ["double", pytest.param("vllm", marks=pytest.mark.slow)]
-ANSWER = {"max_tokens": 9, "ignore_eos": True, "temperature": 0}
+PATHS = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
+ANSWER = {"max_tokens": 9, "ignore_eos": True, "temperature": 1}
 TOKENS = 9
 assert len(WORDS) == TOKENS
 
@@ -161,7 +162,7 @@ async def test_ids_are_ours_for_unary_replies_and_streams_of_both_apis(rig, clie
     assert prefixes == ["chatcmpl", "cmpl", "chatcmpl", "cmpl"]
 
 
-@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+@pytest.mark.parametrize(("path", "body"), PATHS)
 async def test_every_byte_is_the_engines(rig, path, body):
     logprobs = {"logprobs": True} if body is CHAT else {"logprobs": 1}
     for asked in ({"n": 2}, logprobs, {}):
@@ -242,7 +243,9 @@ async def test_a_swap_that_crosses_a_stream_is_told_in_it_and_recorded(rig):
 
 
 @pytest.mark.slow
-async def test_sampling_fields_reach_vllm_and_mean_what_they_say(vllm, redis, gateway_settings, state_dir):
+async def test_sampling_fields_reach_vllm_and_mean_what_they_say(
+    vllm, redis, gateway_settings, state_dir
+):
     schema = {
         "type": "object",
         "properties": {"colour": {"enum": ["red", "blue"]}},

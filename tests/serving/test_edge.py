@@ -154,9 +154,7 @@ async def test_requests_are_counted_by_route_and_never_by_what_was_asked(gateway
 
 @pytest.mark.parametrize("origin", ["https://app.example", "https://evil.example"])
 async def test_browsers_of_named_origins_may_call(redis, gateway_settings, origin):
-    group = gateway_settings.gateway.model_copy(
-        update={"cors_origins": ("https://app.example",)}
-    )
+    group = gateway_settings.gateway.model_copy(update={"cors_origins": ("https://app.example",)})
     settings = gateway_settings.model_copy(update={"gateway": group})
     async with running_gateway(settings, redis) as gateway:
         preflight = {

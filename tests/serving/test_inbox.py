@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 from contextlib import asynccontextmanager
 
 import orjson
@@ -10,6 +11,7 @@ import pytest
 from core import keys, metrics
 from core.redis_client import connect
 from serving.inbox import Inbox
+from serving.spool import Spool
 from tests.conftest import eventually
 
 
@@ -169,6 +171,43 @@ async def test_what_the_spool_cannot_hold_is_dropped_and_counted(redis_server, k
         redis_server.start()
         await back_to_direct(inbox)
         assert await numbers(redis, keyring) == list(range(20 - lost))
+
+
+async def test_the_spool_is_not_left_while_an_entry_is_being_written_to_it(
+    redis_server, keyring, state_dir, monkeypatch
+):
+    disk, written = threading.Event(), []
+    write = Spool.write
+
+    def slow_write(spool, entries):
+        if written:  # the first batch is written at once
+            disk.wait(20)
+        written.append(len(entries))
+        write(spool, entries)
+
+    monkeypatch.setattr(Spool, "write", slow_write)
+    async with (
+        connect(redis_server.url) as redis,
+        writing(redis, keyring, state_dir / "spool") as inbox,
+    ):
+        redis_server.kill()
+        await append(inbox, 0)
+        second = inbox.append({"number": 1})
+        await asyncio.sleep(0)
+        redis_server.start()
+        await eventually(lambda: _has(redis, 1))
+        third = inbox.append({"number": 2})
+        beyond = asyncio.get_running_loop().time() + 0.6  # two rounds of the replay
+        await eventually(lambda: asyncio.get_running_loop().time() > beyond)
+        assert not inbox.direct
+        disk.set()
+        await asyncio.gather(second, third)
+        await back_to_direct(inbox)
+        assert await numbers(redis, keyring) == [0, 1, 2]
+
+
+async def _has(redis, length: int) -> bool:
+    return await redis.xlen(keys.inbox()) == length
 
 
 async def test_a_reply_that_nobody_waits_for_is_logged_all_the_same(redis, keyring, state_dir):

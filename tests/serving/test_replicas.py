@@ -27,9 +27,7 @@ def pick(*engines, version=None, tried=(), now=10.0):
 
 
 def replica(name: str, *, version="v0000", state="ready", url=None) -> Replica:
-    return Replica(
-        name=name, url=url or f"unix:/{name}", version=version, state=state, seen_at=0.0
-    )
+    return Replica(name=name, url=url or f"unix:/{name}", version=version, state=state, seen_at=0.0)
 
 
 def test_the_engine_with_the_fewest_requests_is_asked():

@@ -12,9 +12,7 @@ from serving.requests import CHAT, TEXT, Limits, engine_body, parse
 
 LIMITS = Limits(max_choices=5, max_prompt_chars=1000)
 MESSAGES = [{"role": "user", "content": "Hello"}]
-KEY = ApiKey(
-    id="0a0b0c0d", name="k", tenant="t", scopes=("complete",), digest="x", created_at=0.0
-)
+KEY = ApiKey(id="0a0b0c0d", name="k", tenant="t", scopes=("complete",), digest="x", created_at=0.0)
 
 
 def chat(**said):
@@ -267,9 +265,9 @@ def test_whatever_is_said_is_taken_or_refused_and_steering_never_passes(said):
         return
     try:
         asked = parse(CHAT, body, LIMITS)
-    except InstructLoopError as error:
-        assert 400 <= error.status < 500
+    except (BadRequest, NotFound, TooLarge):
         return
     passed = orjson.loads(engine_body(asked, model="m", steering={}))
     assert not passed.keys() & fields.STEERING
-    assert passed.keys() <= CHAT.engine_fields | {"messages", "model", "n", "stream", "stream_options"}
+    ours = {"messages", "model", "n", "stream", "stream_options"}
+    assert passed.keys() <= CHAT.engine_fields | ours

@@ -86,9 +86,8 @@ async def test_models_are_the_alias_and_each_version_that_is_served(redis, gatew
 async def test_metrics_are_not_on_a_port_that_others_reach(redis, gateway_settings):
     group = gateway_settings.gateway.model_copy(update={"host": "0.0.0.0"})
     settings = gateway_settings.model_copy(update={"gateway": group})
-    async with running_gateway(settings, redis) as gateway:
-        async with gateway.get("/metrics") as response:
-            assert response.status == 404
+    async with running_gateway(settings, redis) as gateway, gateway.get("/metrics") as response:
+        assert response.status == 404
 
 
 async def test_replicas_and_target_are_shown_as_figures(redis, gateway_settings):

@@ -79,7 +79,7 @@ def running(model: Path, version: str) -> Iterator[Engine]:
         yield engine
     finally:
         stop_engine(process, 20)
-        shutil.copy(spec.log, "/tmp/e_last.log"); shutil.rmtree(folder)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -219,15 +219,16 @@ async def test_samples_end_with_the_end_token_and_report_what_they_were_drawn_fr
     folder = tmp_path / "ends-early"
     shutil.copytree(old_model, folder)
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.embed_tokens.weight"][EOS] *= 4
+    embedding = tensors["model.embed_tokens.weight"]
+    embedding[EOS] = 8 * embedding[77]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     await client.replace_weights(folder, "v-ends-early")
-    groups = await client.generate(PROMPTS, n=6, max_tokens=40, temperature=2.0, seed=3)
+    groups = await client.generate(PROMPTS, n=6, max_tokens=7, temperature=2.0, seed=3)
     samples = [sample for group in groups for sample in group]
     assert len(samples) == 24
     assert {sample.finish_reason for sample in samples} == {"stop", "length"}
     for sample in samples:
-        assert len(sample.logprobs) == len(sample.token_ids) <= 40
+        assert len(sample.logprobs) == len(sample.token_ids) <= 7
         assert (sample.token_ids[-1] == EOS) == (sample.finish_reason == "stop")
         assert EOS not in sample.token_ids[:-1]
     assert len({tuple(sample.token_ids) for sample in samples}) == 24

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - data, a row a line
 """The carrier sentences of the labelled set, by the kind that each is mainly about."""
 
 CARRIERS: dict[str, tuple[str, ...]] = {

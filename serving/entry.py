@@ -1,0 +1,42 @@
+"""The log entry of a completion, as feedback/ingest.py reads it. Pure but for the clock.
+
+Raw text and the end user's name are in it: it leaves this process only sealed (serving/inbox.py).
+"""
+
+import time
+from typing import Any
+
+from core.records import ApiKey
+from serving.requests import Asked
+from serving.transcript import Transcript
+
+
+def completion_id(asked: Asked, token: str) -> str:
+    """The id that the engine is asked to give, and the client sees."""
+    return f"{asked.api.prefix}-{token}"
+
+
+def log_entry(
+    asked: Asked, key: ApiKey, said: Transcript, *, token: str, tag: str, error: str | None
+) -> dict[str, Any]:
+    """What was asked by whom, and what was sent; `error` says why it is not a whole reply."""
+    return {
+        "token": token,
+        "id": completion_id(asked, token),
+        "tenant": key.tenant,
+        "key_id": key.id,
+        "user": asked.end_user(key),
+        "prompt_tag": tag,
+        "messages": asked.prompt,
+        "choices": said.choices(),
+        "policy_versions": said.versions,
+        "created_at": time.time(),
+        "error": error,
+        "sampling": {
+            **asked.sampling(),
+            "prompt_tokens": said.prompt_tokens,
+            "completion_tokens": said.completion_tokens,
+        },
+        "metadata": asked.metadata,
+        "trains": asked.trains and key.trains,
+    }
