@@ -39,7 +39,7 @@ from deploy.redis_server import start_redis
 from serving.server import serve
 
 PASS_THROUGH = "pass-through"
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 _CLIENTS = 32
 _STREAMS = 100
 _STREAM_SECONDS = 2.0

@@ -84,8 +84,14 @@ class Inbox:
 
     def append(self, entry: dict[str, Any]) -> asyncio.Future[None]:
         """Seal an entry and queue it; the future is done once it is durable, or was dropped."""
-        sealed = self._keyring.seal(orjson.dumps(entry))
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            sealed = self._keyring.seal(orjson.dumps(entry))
+        except OSError as error:  # the key of a new day cannot be written
+            log.error("a completion cannot be sealed: %s", error)
+            metrics.LOGS_DROPPED.labels("seal_failed").inc()
+            durable.set_result(None)
+            return durable
         numbered = Entry(self._next_number, sealed)
         self._next_number += 1
         self._queue.append(_Waiting(numbered, time.monotonic(), durable))

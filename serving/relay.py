@@ -99,7 +99,7 @@ class Reply:
                 if silence.stale and not again:
                     again = True
                     continue
-                engine.failed()
+            engine.failed()
             tried.append(engine)
 
     async def _ask(self, engine: Engine, send: Send) -> None:

@@ -120,7 +120,7 @@ class Transcript:
             return self.error
         if any(answer.finish_reason in _CUT_REASONS for answer in self.answers.values()):
             return "aborted"
-        return None
+        return "no_text" if any(map(_ran_dry, self.answers.values())) else None
 
     def _see_comments(self, event: bytes) -> None:
         for comment in sse.comments_of(event):
@@ -137,6 +137,11 @@ class Transcript:
             answer.text.append(text)
         for position, call in enumerate(part.get("tool_calls") or ()):
             _see_call(answer.tool_calls, call.get("index", position), call)
+
+
+def _ran_dry(answer: Answer) -> bool:
+    """All its tokens and no text: what vLLM answers when the weights give NaN."""
+    return answer.finish_reason == "length" and not any(answer.text) and not answer.tool_calls
 
 
 def _see_call(calls: dict[int, dict[str, Any]], index: int, call: dict[str, Any]) -> None:

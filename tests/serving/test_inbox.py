@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from core import keys, metrics
+from core.keyring import Keyring
 from core.redis_client import connect
 from serving.inbox import Inbox
 from serving.spool import Spool
@@ -216,6 +217,18 @@ async def test_a_reply_that_nobody_waits_for_is_logged_all_the_same(redis, keyri
         waiting.cancel()
         await append(inbox, 1)
         assert await numbers(redis, keyring) == [0, 1]
+
+
+async def test_without_a_key_to_seal_with_a_reply_is_neither_held_up_nor_logged_in_the_clear(
+    redis, state_dir
+):
+    dropped = metrics.LOGS_DROPPED.labels("seal_failed")._value
+    before = dropped.get()
+    (state_dir / "a-file").touch()
+    async with writing(redis, Keyring(state_dir / "a-file"), state_dir / "spool") as inbox:
+        await append(inbox, 0)
+    assert dropped.get() == before + 1
+    assert await redis.xlen(keys.inbox()) == 0
 
 
 async def test_closing_writes_what_is_queued(redis, keyring, state_dir):

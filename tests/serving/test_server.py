@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 
 import aiohttp
 import orjson
@@ -60,51 +61,78 @@ async def test_a_redis_of_another_schema_stops_the_start(settings, redis, shared
         await asyncio.to_thread(serve, settings)
 
 
-async def test_sigterm_lets_what_is_in_flight_finish_and_logs_it(settings, redis_server, state_dir):
-    group = settings.gateway.model_copy(update={"port": free_port()})
+@asynccontextmanager
+async def running_process(settings, redis_server, state_dir, *, shutdown_seconds: int):
+    """A gateway process in front of a double whose replies stop half-way."""
+    group = settings.gateway.model_copy(
+        update={"port": free_port(), "shutdown_seconds": shutdown_seconds}
+    )
     update = {"gateway": group, "redis_url": redis_server.url}
-    settings = settings.model_copy(update=update)
-    url = f"http://127.0.0.1:{group.port}"
     double = EngineDouble(gate=asyncio.Event())
     async with (
         connect(redis_server.url) as redis,
         double.listening(state_dir / "engine.sock") as engine,
-        aiohttp.ClientSession() as http,
+        aiohttp.ClientSession(f"http://127.0.0.1:{group.port}") as http,
     ):
         await announce(redis, engine)
         _, secret = await create_key(redis, name="k", tenant="acme", scopes=["complete"])
-        process = gateway_process(settings)
+        http.headers["x-api-key"] = secret
+        process = gateway_process(settings.model_copy(update=update))
         try:
-            await eventually(lambda: answers(http, url), seconds=30)
-            asked = [
-                asyncio.create_task(read(http, url, secret, {**CHAT, "stream": stream}))
-                for stream in (True, False)
-            ]
-            await eventually(lambda: double.answering == 2)
-            process.send_signal(signal.SIGTERM)
-            await eventually(lambda: is_closed(group.port))
-            double.gate.set()
-            streamed, unary = await asyncio.gather(*asked)
-            assert streamed.endswith(b"data: [DONE]\n\n")
-            assert json.loads(unary)["choices"][0]["message"]["content"] == "".join(WORDS)
-            assert await asyncio.to_thread(process.wait, 20) == 0
+            await eventually(lambda: answers(http), seconds=60)
+            yield process, double, http, group.port
         finally:
             process.kill()
+            process.wait()
+
+
+async def logged(redis_server, state_dir) -> list[dict]:
+    async with connect(redis_server.url) as redis:
         sealed = [fields[b"sealed"] for _, fields in await redis.xrange(keys.inbox())]
-        entries = [orjson.loads(Keyring(state_dir / "secrets").open(text)) for text in sealed]
-        assert [entry["error"] for entry in entries] == [None, None]
-        assert list((state_dir / "spool").iterdir()) == []
+    return [orjson.loads(Keyring(state_dir / "secrets").open(text)) for text in sealed]
 
 
-async def read(http, url, secret, body) -> bytes:
-    headers = {"x-api-key": secret}
-    async with http.post(url + "/v1/chat/completions", json=body, headers=headers) as response:
+async def test_sigterm_lets_what_is_in_flight_finish_and_logs_it(settings, redis_server, state_dir):
+    async with running_process(settings, redis_server, state_dir, shutdown_seconds=20) as running:
+        process, double, http, port = running
+        asked = [
+            asyncio.create_task(read(http, {**CHAT, "stream": stream})) for stream in (True, False)
+        ]
+        await eventually(lambda: double.answering == 2)
+        process.send_signal(signal.SIGTERM)
+        await eventually(lambda: is_closed(port))
+        double.gate.set()
+        streamed, unary = await asyncio.gather(*asked)
+        assert streamed.endswith(b"data: [DONE]\n\n")
+        assert json.loads(unary)["choices"][0]["message"]["content"] == "".join(WORDS)
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    entries = await logged(redis_server, state_dir)
+    assert [entry["error"] for entry in entries] == [None, None]
+    assert list((state_dir / "spool").iterdir()) == []
+
+
+async def test_what_does_not_finish_in_time_is_logged_as_cut_off(settings, redis_server, state_dir):
+    async with running_process(settings, redis_server, state_dir, shutdown_seconds=1) as running:
+        process, double, http, _ = running
+        asked = asyncio.create_task(read(http, {**CHAT, "stream": True}))
+        await eventually(lambda: double.answering == 1)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) == 0
+        with pytest.raises(aiohttp.ClientError):
+            await asked
+    (entry,) = await logged(redis_server, state_dir)
+    assert entry["error"] == "shutdown"
+    assert entry["choices"][0]["text"] == "".join(WORDS[:3])
+
+
+async def read(http, body) -> bytes:
+    async with http.post("/v1/chat/completions", json=body) as response:
         return await response.read()
 
 
-async def answers(http, url) -> bool:
+async def answers(http) -> bool:
     try:
-        async with http.get(url + "/readyz") as response:
+        async with http.get("/readyz") as response:
             return response.status == 200
     except aiohttp.ClientError:
         return False

@@ -82,6 +82,15 @@ def test_an_error_makes_the_reply_unfit_and_a_cut_answer_too():
     assert cut.verdict == "aborted"
 
 
+def test_tokens_without_text_are_unfit_and_an_answer_that_ended_empty_is_not():
+    """With NaN in its weights vLLM says 200, no text, and that the length was reached."""
+    for reason, verdict in (("length", "no_text"), ("stop", None)):
+        transcript = Transcript()
+        transcript.see(delta(0, content=""))
+        transcript.see(delta(0, content="", reason=reason))
+        assert transcript.verdict == verdict
+
+
 def test_an_error_before_anything_else_leaves_the_reply_unbegun():
     transcript = Transcript()
     transcript.see(b": keep-alive\n\n")
