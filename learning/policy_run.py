@@ -80,8 +80,9 @@ def new_run(
         policy=on_device(load_policy(parent)),
         reference=on_device(load_policy(anchor).requires_grad_(False)),
         reward_model=on_device(load_reward_model(reward_model).requires_grad_(False)),
-        value=on_device(load_reward_model(reward_model).requires_grad_(True)),
+        value=on_device(load_reward_model(reward_model)),
     )
+    models.value.bias.requires_grad_(True)
     freeze_bottom(models.value, settings.value_frozen_share)
     policy_optimiser = _optimiser(models.policy, settings)
     return PolicyRun(

@@ -7,7 +7,7 @@ signals, not how data is read or figures are reported (learning/train_reward_mod
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from learning.reward_training import (
     Batch,
     Cuts,
     Evaluation,
+    Tally,
     add_gradients,
     cosine_rate,
     scored_rows,
@@ -41,7 +42,8 @@ class Done:
     seconds: float = 0.0
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    """Of each epoch that has ended, what `measures` says of unseen prompts."""
     best_loss: float | None = None
     best_epoch: int = 0
     best_weights: list[Tensor] = field(default_factory=list)
@@ -113,6 +115,15 @@ def evaluate(
     return evaluation
 
 
+def measures(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float]]:
+    """Pairs, accuracy and loss by name, without those that counted nothing."""
+    return {
+        name: {"pairs": tally.pairs, "accuracy": tally.accuracy, "loss": tally.loss}
+        for name, tally in tallies.items()
+        if tally.pairs
+    }
+
+
 def score_all(
     stage: Stage, model: RewardModel, groups: Sequence[Group], *, token_budget: int
 ) -> Iterator[tuple[int, Tensor]]:
@@ -156,7 +167,7 @@ def _evaluate_epoch(stage: Stage, training: Training, settings: RewardModelSetti
         save_checkpoint(stage, training)
         raise
     loss = evaluation.loss_to_choose_by()
-    done.epochs.append({"step": float(done.step), **evaluation.figures()})
+    done.epochs.append(measures(evaluation.tallies()))
     if loss is None or done.best_loss is None or loss < done.best_loss:
         done.best_loss = loss
         done.best_epoch = len(done.epochs)

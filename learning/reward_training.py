@@ -95,11 +95,6 @@ class Evaluation:
             loss_sum=a.loss_sum + b.loss_sum,
         )
 
-    def figures(self) -> dict[str, float]:
-        """Accuracy and loss over all raters, where there are rankings."""
-        total = self.total()
-        return {"accuracy": total.accuracy, "loss": total.loss} if total.pairs else {}
-
     def loss_to_choose_by(self) -> float | None:
         """The loss on held-out raters' rankings, else on the others'; None without any."""
         for heldout in (True, False):

@@ -7,7 +7,7 @@ why: docs/implementation-details.md. Next stage: learning/train_policy.py.
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,15 @@ from learning.dataset import FeedbackData, RankedGroup, read_feedback
 from learning.models import freeze_bottom, init_reward_model, save_reward_model
 from learning.optimizer import MasterAdamW
 from learning.packing import Group
-from learning.reward_loop import Done, Training, evaluate, load_checkpoint, score_all, train
+from learning.reward_loop import (
+    Done,
+    Training,
+    evaluate,
+    load_checkpoint,
+    measures,
+    score_all,
+    train,
+)
 from learning.reward_training import (
     Cuts,
     Evaluation,
@@ -33,7 +41,7 @@ from learning.stage import NotEnoughData, Stage, run
 
 EVALUATED_GROUPS = 256
 """At most so many prompts are scored for accuracy: 28 pairs each give it to within a percent."""
-SCALED_GROUPS = 48
+SCALED_GROUPS = 24
 """Training prompts that fix the score's mean and standard deviation, and the training accuracy."""
 
 Item = TypeVar("Item", RankedGroup, Group)
@@ -53,9 +61,12 @@ def main(stage: Stage) -> dict[str, Any]:
     ranked = _training_groups(stage, data, settings)
     training = _set_up(stage, ranked, data, settings)
     train(stage, training, settings)
-    seen, unseen = _evaluations(stage, training, ranked, settings)
-    figures = _figures(training, seen, unseen, settings)
+    unseen = training.done.epochs[training.done.best_epoch - 1]
     _require_accuracy(unseen, settings)
+    stage.progress(0.95, "fixing the score's scale")
+    some = _sample(ranked, SCALED_GROUPS, stage.inputs["seed"])
+    seen = evaluate(stage, training.model, some, token_budget=settings.token_budget)
+    figures = _figures(training, measures({"train": seen.total()}) | unseen, settings)
     figures |= _rescale(stage, training, seen, data, settings)
     save_reward_model(training.model, stage.partial / "model", tokenizer_from=stage.path("anchor"))
     return figures | {"shuffled_labels": bool(stage.inputs.get("shuffle_labels"))}
@@ -105,27 +116,18 @@ def _set_up(
     return training
 
 
-def _evaluations(
-    stage: Stage, training: Training, ranked: list[RankedGroup], settings: RewardModelSettings
-) -> tuple[Evaluation, Evaluation]:
-    """On prompts that were trained on, and on those that were not."""
-    stage.progress(0.92, "measuring accuracy")
-    some = _sample(ranked, SCALED_GROUPS, stage.inputs["seed"])
-    model, budget = training.model, settings.token_budget
-    seen = evaluate(stage, model, some, token_budget=budget)
-    return seen, evaluate(stage, model, training.unseen, token_budget=budget)
-
-
-def _require_accuracy(unseen: Evaluation, settings: RewardModelSettings) -> None:
+def _require_accuracy(
+    unseen: Mapping[str, Mapping[str, float]], settings: RewardModelSettings
+) -> None:
     """PPO against a reward model that cannot tell good from bad only breaks the policy."""
     if settings.min_accuracy == 0.0:
         return
-    total = unseen.total()
-    if not total.pairs:
+    if "validation" not in unseen:
         raise NotEnoughData("no ranking in the validation split to check the reward model on")
-    if total.accuracy < settings.min_accuracy:
+    accuracy, pairs = unseen["validation"]["accuracy"], unseen["validation"]["pairs"]
+    if accuracy < settings.min_accuracy:
         raise NotEnoughData(
-            f"the reward model orders {total.accuracy:.3f} of {total.pairs} unseen pairs as people "
+            f"the reward model orders {accuracy:.3f} of {pairs} unseen pairs as people "
             f"did, and {settings.min_accuracy} is needed (learning.reward_model.min_accuracy): "
             "collect more rankings"
         )
@@ -161,16 +163,17 @@ def _rescale(
 
 
 def _figures(
-    training: Training, seen: Evaluation, unseen: Evaluation, settings: RewardModelSettings
+    training: Training,
+    measured: Mapping[str, Mapping[str, float]],
+    settings: RewardModelSettings,
 ) -> dict[str, Any]:
     done = training.done
-    measured = {"train": seen.total(), **unseen.tallies()}
     losses = done.losses[-len(training.batches) // settings.epochs :]
     return {
-        "accuracy": {name: t.accuracy for name, t in measured.items() if t.pairs},
-        "loss": {name: t.loss for name, t in measured.items() if t.pairs}
+        "accuracy": {name: m["accuracy"] for name, m in measured.items()},
+        "loss": {name: m["loss"] for name, m in measured.items()}
         | {"last_epoch": sum(losses) / len(losses)},
-        "pairs": {name: t.pairs for name, t in measured.items()}
+        "pairs": {name: m["pairs"] for name, m in measured.items()}
         | {
             "trained": num_pairs([r for b in training.batches for r in b.ranked]) // settings.epochs
         },

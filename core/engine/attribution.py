@@ -72,8 +72,8 @@ class ReplyMarks:
                 return
             case "http.response.body":
                 await self.flush()
-                if self._is_stream:
-                    message = {**message, "body": self._marked(message.get("body", b""))}
+                if self._is_stream and (body := message.get("body")):
+                    message["body"] = self._marked(body)
         await self._send(message)
 
     async def flush(self) -> None:
@@ -96,7 +96,7 @@ class ReplyMarks:
 
     def _marked(self, body: bytes) -> bytes:
         """The chunk, with a comment for every version that came since the last mark."""
-        if body and self._position < self._history.position:
+        if self._position < self._history.position:
             at = self._next_boundary(body)
             if at is not None:
                 versions = self._history.since(self._position + 1)

@@ -47,13 +47,11 @@ def test_arguments_pass_unchanged_even_those_that_look_like_options():
 def test_the_command_dies_when_its_parent_is_killed(tmp_path):
     pid_file = tmp_path / "pid"
     child = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import subprocess; subprocess.run({wrapped([sys.executable, '-c', child])!r})",
-        ]
+    start = (
+        "import subprocess, sys; from core.process import wrapped; "
+        f"subprocess.run(wrapped([sys.executable, '-c', {child!r}]))"
     )
+    parent = subprocess.Popen([sys.executable, "-c", start])
     deadline = time.monotonic() + 20
     while not (pid_file.exists() and pid_file.read_text()):
         assert time.monotonic() < deadline
@@ -65,6 +63,14 @@ def test_the_command_dies_when_its_parent_is_killed(tmp_path):
     while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_the_command_does_not_start_when_its_parent_is_no_longer_the_one_that_asked():
+    """As when the parent died before the kernel was told: somebody else inherited the child."""
+    command = wrapped([sys.executable, "-c", "print('started')"])
+    between = f"import subprocess; raise SystemExit(subprocess.run({command!r}).returncode)"
+    done = subprocess.run([sys.executable, "-c", between], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def alive(pid: int) -> bool:

@@ -60,12 +60,14 @@ def trl_trainer(*, core: ModuleType, **config: Any) -> SimpleNamespace:
 
 def openrlhf_losses() -> ModuleType:
     """`openrlhf/models/loss.py` of OpenRLHF 0.9.10, with its package and DeepSpeed stubbed."""
-    if "deepspeed" not in sys.modules:
-        sys.modules["deepspeed"] = types.ModuleType("deepspeed")
     package = types.ModuleType("reference_openrlhf")
     package.__path__ = [str(_installed("openrlhf", "openrlhf/models"))]
     sys.modules["reference_openrlhf"] = package
-    return _load("reference_openrlhf.loss", _installed("openrlhf", "openrlhf/models/loss.py"))
+    sys.modules["deepspeed"] = types.ModuleType("deepspeed")
+    try:
+        return _load("reference_openrlhf.loss", _installed("openrlhf", "openrlhf/models/loss.py"))
+    finally:  # transformers asks the interpreter whether DeepSpeed is there
+        del sys.modules["deepspeed"]
 
 
 def trl_adaptive_controller(kl_coef: float, *, target: float, horizon: int) -> Any:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from learning.experience import answer_scores, row_values
+from learning.models import scores
 from learning.optimizer import MasterAdamW
-from learning.packing import pack
+from learning.packing import Group, pack
 from learning.policy_updates import (
     calibrated_ptx_coef,
     policy_step,
@@ -268,12 +269,15 @@ def test_later_epochs_clip_around_the_recorded_values() -> None:
     assert far.unique().tolist() == [50.0]
 
 
-def test_scores_are_read_at_the_end_token_of_every_answer() -> None:
+def test_answers_in_rows_get_the_scores_that_each_gets_alone() -> None:
     model = tiny_reward_model().requires_grad_(False)
     groups = finished_groups(rollouts(), end_token=END)
-    scores = answer_scores(model, groups, token_budget=20)
-    flat = [(list(g.prompt), list(a)) for g in groups for a in g.answers]
-    for score, (prompt, ids) in zip(scores, flat, strict=True):
-        hidden = model.classifier.model(torch.tensor([prompt + ids])).last_hidden_state[0, -1]
-        torch.testing.assert_close(score, hidden @ model.head[0] + 0.25, rtol=1e-4, atol=1e-5)
+    together = answer_scores(model, groups, token_budget=20)
+    alone = [
+        scores(model, pack([Group(group.prompt, [answer])], token_budget=64)[0])
+        for group in groups
+        for answer in group.answers
+    ]
     assert len(pack(groups, token_budget=20)) > 1
+    assert len(together.unique()) == 6
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)

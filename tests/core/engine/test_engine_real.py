@@ -158,6 +158,15 @@ async def test_no_route_of_vllm_opens_without_a_token_and_few_open_with_the_gate
     assert (await client.probe()).token_ids
 
 
+async def test_long_prompts_with_seeds_do_not_end_the_engine(client):
+    """vLLM on CPU cannot turn back a seeded generator, as it wants to after half a prompt."""
+    prompts = [[5 + i] * 1900 for i in range(5)]
+    groups = await client.generate(prompts, n=2, max_tokens=4, temperature=1.0, seed=11)
+    assert [len(group) for group in groups] == [2] * 5
+    again = await client.generate(prompts, n=2, max_tokens=4, temperature=1.0, seed=11)
+    assert again == groups
+
+
 async def post(session, path, headers, **body):
     async with session.post(path, headers=headers, json={"model": "instructloop"} | body) as reply:
         assert reply.status == 200, await reply.text()
@@ -448,7 +457,7 @@ async def test_a_swap_under_load_marks_each_stream_at_the_very_token_where_the_p
     old = await greedy(client, PROMPTS, 700)
     streams = [Stream(prompt) for prompt in PROMPTS]
     reading = [asyncio.create_task(stream.read(serving, length)) for stream in streams]
-    unary_body = {"prompt": [7, 8, 9], "max_tokens": length, "temperature": 0, "ignore_eos": True}
+    unary_body = {"prompt": [7, 8, 9], "max_tokens": length, "ignore_eos": True, "seed": 5}
     async with serving.session() as session:
         unary = asyncio.create_task(
             post(session, "/v1/completions", serving.headers(), **unary_body)
