@@ -24,7 +24,7 @@ from core.records import Replica
 from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
 from core.versions import verify
-from serving.swap import Loadable, SwapFailed, swap
+from serving.swap import Loadable, SwapFailed, differing_parameters, swap
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
@@ -150,7 +150,7 @@ async def _launch(agent: Agent, loadable: Loadable) -> None:
     agent.detail = f"loading {loadable.version}"
     await wait_until_ready(agent.client, agent.process, timeout=engine.start_timeout_seconds)
     live = await agent.client.checksums()
-    if loadable.checksums is not None and live != loadable.checksums:
+    if differing_parameters(live, loadable.checksums):
         raise CorruptVersion(f"{loadable.version}: the engine holds other weights than its card")
     await agent.client.probe()
     await _attest(agent, loadable.version, live)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import CorruptVersion, EngineError
-from serving.swap import Loadable, SwapFailed, swap
+from serving.swap import Loadable, SwapFailed, differing_parameters, swap
 
 OLD = Loadable("v0000", Path("v0000"), {"layer.weight": "old"})
 NEW = Loadable("v0001", Path("v0001"), {"layer.weight": "new"})
@@ -126,6 +126,12 @@ async def test_weights_that_are_not_those_of_the_card_are_not_admitted():
         await swap(engine, new=wrong, old=OLD, drain_seconds=0.1)
     assert engine.weights == "v0000"
     assert not engine.held
+
+
+def test_checksums_of_another_build_are_not_compared():
+    assert differing_parameters({"a": "1", "b": "2"}, {"a": "1", "b": "3"}) == 1
+    assert differing_parameters({"a.packed": "1"}, {"a": "1"}) == 0
+    assert differing_parameters({"a": "1"}, None) == 0
 
 
 async def test_a_candidate_that_the_engine_refuses_leaves_the_old_one_serving():
