@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -123,8 +124,9 @@ def _start(folder: Path, stack: ExitStack) -> tuple[dict[str, str], bytes, bytes
     bare, gateway = _free_port(), _free_port()
     stack.enter_context(_child(_run_bare, str(engine), str(bare)))
     stack.enter_context(_child(_run_gateway, str(folder), url, str(gateway)))
-    for port in (bare, gateway):
-        _wait_for(port)
+    _wait_for(engine.exists, "the engine")
+    for name, port in (("the pass-through", bare), ("the gateway", gateway)):
+        _wait_for(partial(_listens, port), name)
     targets = {
         "direct": str(engine),
         PASS_THROUGH: f"127.0.0.1:{bare}",
@@ -201,14 +203,17 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait_for(port: int) -> None:
+def _listens(port: int) -> bool:
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait_for(is_there: Callable[[], bool], name: str) -> None:
     until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        with socket.socket() as attempt:
-            if attempt.connect_ex(("127.0.0.1", port)) == 0:
-                return
+    while not is_there():
+        if time.monotonic() > until:
+            raise StartError(f"{name} did not start: the lines above say why")
         time.sleep(0.05)
-    raise StartError(f"nothing listens on port {port}: see the lines above")
 
 
 def _run_child(name: str, arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 CHUNKS_PER_SECOND = 20
 _HEAD_END = b"\r\n\r\n"
@@ -40,8 +41,7 @@ class InstantEngine(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._buffer = b""
         self._streams: set[asyncio.Task[None]] = set()
 
