@@ -78,8 +78,17 @@ async def _one_client(
         if number < traffic.clients:
             await _one_stream(client, traffic, traffic.prompts[turn % len(traffic.prompts)])
             turn += traffic.clients
+        await _rest(traffic, stop)
+
+
+async def _rest(traffic: Traffic, stop: asyncio.Event) -> None:
+    """Wait for the pause between two requests; a pause that gets shorter counts at once."""
+    began = time.monotonic()
+    while not stop.is_set():
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), timeout=max(traffic.pause_seconds, 0.05))
+            await asyncio.wait_for(stop.wait(), timeout=0.02)
+        if time.monotonic() - began >= traffic.pause_seconds:
+            return
 
 
 async def _one_stream(client: httpx.AsyncClient, traffic: Traffic, prompt: str) -> None:
