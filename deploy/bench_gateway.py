@@ -10,6 +10,7 @@ all of them. The figures are medians over the rounds.
 import argparse
 import asyncio
 import json
+import signal
 import socket
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ from starlette.routing import Route
 from core import keys
 from core.auth import create_key
 from core.errors import StartError, Unavailable
+from core.process import wrapped
 from core.records import Replica
 from core.redis_client import connect, local_redis_url, redis_errors
 from core.settings import GatewaySettings, Settings
@@ -54,6 +56,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--json", action="store_true")
     chosen = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
     with tempfile.TemporaryDirectory(prefix="il-") as folder, ExitStack() as stack:
         targets, request, stream = _start(Path(folder), stack)
         figures = uvloop.run(_measure(targets, request, stream, chosen.seconds, chosen.rounds))
@@ -164,7 +167,7 @@ async def _prepare(url: str, engine: Path) -> str:
 @contextmanager
 def _child(work: Callable[..., None], *arguments: str) -> Iterator[None]:
     command = [sys.executable, "-m", "deploy.bench_gateway", f"child:{work.__name__}", *arguments]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(wrapped(command))
     try:
         yield
     finally:

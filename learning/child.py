@@ -30,9 +30,9 @@ _PASSED_ON = frozenset(
 _PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "KMP_", "MKL_", "TORCH", "VLLM_")
 _NEVER = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 _LOG_TAIL_BYTES = 4096
-_SPIN = "20000"
+_SPIN = "2000"
 """Turns that an OpenMP thread waits at a barrier before it sleeps. Never sleeping starves whoever
-shares the cores; sleeping at once costs a third of the speed on an idle machine."""
+shares the cores; sleeping at once costs a fifth of the speed on an idle machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def load_reward_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> R
     classifier = AutoModelForTokenClassification.from_pretrained(
         folder, dtype=dtype, attn_implementation=PACKED_ATTENTION, local_files_only=True
     )
-    bias = float(cast(nn.Linear, classifier.score).bias)
+    bias = float(cast(nn.Linear, classifier.score).bias.detach())
     return RewardModel(_without_padding_row(classifier), bias=bias)
 
 
