@@ -6,7 +6,7 @@ background tasks (keys, replicas, inbox, figures) and, at the end, makes the log
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -26,6 +26,7 @@ from core.settings import Settings
 from feedback.labeling_routes import router as labeling_router
 from feedback.routes import router as feedback_router
 from serving import completions, policies, replicas, service
+from serving.background import cancel_all, kept
 from serving.edge import OPEN_PATHS, Edge, on_http_error, on_invalid, on_our_error
 from serving.inbox import Inbox
 from serving.relay import Services
@@ -33,7 +34,6 @@ from serving.replicas import Replicas
 from serving.upstream import Upstream, watch_fixed
 
 log = logging.getLogger(__name__)
-_AGAIN_SECONDS = 1.0
 _FIRST_LOOK_SECONDS = 1.0
 _EXPOSED = (
     "x-request-id",
@@ -109,13 +109,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         inbox = asyncio.create_task(services.inbox.run())
         stack.push_async_callback(services.inbox.close, inbox)
         beside = [
-            _kept(app.state.keys.run),
-            _kept(partial(replicas.watch, redis, services.replicas)),
-            _kept(partial(service.watch_figures, redis)),
-            _kept(partial(service.watch_durability, redis, app.state)),
-            *(_kept(partial(watch_fixed, services.upstream, e)) for e in services.replicas),
+            kept(app.state.keys.run),
+            kept(partial(replicas.watch, redis, services.replicas)),
+            kept(partial(service.watch_figures, redis)),
+            kept(partial(service.watch_durability, redis, app.state)),
+            *(kept(partial(watch_fixed, services.upstream, e)) for e in services.replicas),
         ]
-        stack.push_async_callback(_cancel, [asyncio.create_task(task) for task in beside])
+        stack.push_async_callback(cancel_all, [asyncio.create_task(task) for task in beside])
         await _first_look(app)
         yield
 
@@ -139,22 +139,6 @@ def _services(app: FastAPI) -> Services:
             spool_max_bytes=settings.log.spool_max_bytes,
         ),
     )
-
-
-async def _kept(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run background work; begin again whatever it raises, because requests rely on it."""
-    while True:
-        try:
-            return await work()
-        except Exception:
-            log.exception("background work failed; beginning again")
-        await asyncio.sleep(_AGAIN_SECONDS)
-
-
-async def _cancel(tasks: Sequence["asyncio.Task[None]"]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _first_look(app: FastAPI) -> None:

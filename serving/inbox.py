@@ -14,7 +14,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from core import keys, metrics
 from core.errors import Unavailable
 from core.keyring import Keyring
 from core.redis_client import Redis, redis_errors, script
+from serving.background import cancel_all
 from serving.spool import Entry, SpoolFull, new_spool, orphans
 
 log = logging.getLogger(__name__)
@@ -108,9 +108,7 @@ class Inbox:
                 while self._queue:
                     await self._write_batch()
         finally:
-            replay.cancel()
-            with suppress(asyncio.CancelledError):
-                await replay
+            await cancel_all([replay])
 
     async def close(self, writer: "asyncio.Task[None]") -> None:
         """Make everything durable and stop `writer`, the task of `run`."""
