@@ -19,7 +19,7 @@ from core.records import Run
 from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
 from deploy.options import RedisUrl, StateDir, settings_from
-from learning.rounds import stages_for
+from learning.rounds import stages_named
 from learning.runner import run_inline
 
 app = typer.Typer(help="The brakes of the loop, and its runs.", no_args_is_help=True)
@@ -111,7 +111,7 @@ def train(settings: Settings, *, stage: str, wait: bool) -> None:
 
     Without a worker, a run that was interrupted is taken up instead of starting another.
     """
-    stages = stages_for([stage])
+    stages = stages_named(stage)
 
     async def ask(redis: Redis) -> tuple[Run, bool]:
         alive = await loop.worker_alive(redis)
