@@ -102,7 +102,9 @@ def figures(result: DemoResult) -> dict[str, Any]:
         "stage_seconds": dict(result.stage_seconds),
         "kl": card.get("kl_to_anchor"),
         "kl_per_token": evaluation.get("kl_per_token"),
+        "kl_answers": evaluation.get("kl_answers"),
         "pretraining_loss_change": card.get("pretraining_loss_change"),
+        "pretraining_tokens": evaluation.get("pretraining_tokens"),
         **_swap(result),
         "first_token_seconds": {
             "idle": _median([wait for _, wait in result.idle.first_chunks]),

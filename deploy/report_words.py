@@ -33,9 +33,16 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("answers cut off at the cap", _two(first, new, "cut_share", ".1%")),
         ("broken answers", _two(first, new, "broken_share", ".1%")),
         ("empty answers", _two(first, new, "empty_share", ".1%")),
-        ("KL from the first policy", shown(report["kl"], ".2f", " nats an answer")),
+        (
+            "KL from the first policy",
+            shown(report["kl"], ".2f", " nats an answer") + _count(report["kl_answers"]),
+        ),
         ("KL per token", shown(report["kl_per_token"], ".3f", " nats")),
-        ("pretraining loss", shown(report["pretraining_loss_change"], "+.4f", " nats a token")),
+        (
+            "pretraining loss",
+            shown(report["pretraining_loss_change"], "+.4f", " nats a token")
+            + _count(report["pretraining_tokens"]),
+        ),
         (
             "requests while it learned and swapped",
             f"{report['requests']}, {report['failed_requests']} failed",
@@ -61,6 +68,11 @@ def shown_rate(rate: Mapping[str, Any] | None) -> str:
 def shown(value: float | None, how: str, unit: str = "") -> str:
     """A figure that may be missing, formatted by `how`."""
     return "not measured" if value is None else f"{value:{how}}{unit}"
+
+
+def _count(number: float | None) -> str:
+    """How many a figure rests on, behind it; nothing where nothing was counted."""
+    return "" if number is None else f", n = {number:,.0f}"
 
 
 def _two(first: Mapping[str, Any], new: Mapping[str, Any], name: str, how: str) -> str:

@@ -49,9 +49,11 @@ class PtxBatch:
     num_tokens: int
 
 
-def ptx_batch(sequences: Sequence[Sequence[int]], *, token_budget: int) -> PtxBatch:
-    """Sequences as rows: each predicts all of its tokens but the first."""
-    groups = [Group(prompt=ids[:1], answers=[ids[1:]]) for ids in sequences]
+def ptx_batch(
+    sequences: Sequence[Sequence[int]], *, token_budget: int, context: int = 1
+) -> PtxBatch:
+    """Sequences as rows: each predicts all of its tokens but the first `context`."""
+    groups = [Group(prompt=ids[:context], answers=[ids[context:]]) for ids in sequences]
     rows = tuple(pack(groups, token_budget=token_budget))
     return PtxBatch(rows=rows, num_tokens=sum(row.num_answer_tokens for row in rows))
 

@@ -1,31 +1,32 @@
 """Real text that is on every machine: for the pretraining term, and to measure retention on.
 
-The pretraining mix comes from the reference topics of the Python language (`pydoc_data.topics`);
-retention is measured on docstrings of standard-library modules, which are never in the mix. Both
-are cut into sequences of token ids, the same ones on every machine with this Python version.
-Knows no model; learning/train_policy.py and learning/evaluate.py read it.
+The pretraining mix comes from the reference topics of the Python language (`pydoc_data.topics`).
+Retention is measured on another kind of English, far from it: the prose of the licences that come
+with packages this project always installs, each paragraph once. So what the mix teaches does not
+show there, and what is forgotten does. Both are cut into sequences of token ids, the same ones
+wherever the locked versions are installed. Knows no model; learning/train_policy.py and
+learning/evaluate.py read it.
 """
 
-import ast
-import importlib.util
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import distribution
 from pydoc_data.topics import topics
 
 Encode = Callable[[str], list[int]]
 
-HELD_OUT_MODULES = (
-    "argparse", "asyncio.events", "collections", "concurrent.futures._base", "configparser",
-    "contextlib", "csv", "dataclasses", "datetime", "decimal", "difflib", "doctest",
-    "email.message", "enum", "fractions", "ftplib", "functools", "gettext", "heapq",
-    "http.client", "imaplib", "inspect", "ipaddress", "json", "logging", "logging.handlers",
-    "mailbox", "multiprocessing.managers", "optparse", "os", "pathlib", "pickle", "plistlib",
-    "random", "shutil", "smtplib", "socket", "socketserver", "statistics", "string", "subprocess",
-    "tarfile", "tempfile", "textwrap", "threading", "tokenize", "traceback", "types", "typing",
-    "unittest.case", "urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "zipfile",
+HELD_OUT_DISTRIBUTIONS = (
+    "accelerate", "matplotlib", "numpy", "orjson", "pyarrow", "python-stdnum",
 )  # fmt: skip
-_SHORTEST_DOCSTRING = 200
+"""Their licences differ: Apache, fonts and PSF, GPL with an exception, MPL, a collection, LGPL."""
+_LICENCE = re.compile(r"\.dist-info/.*(licen[cs]e|notice|copying)", re.IGNORECASE)
+_NOT_PROSE = re.compile(r"://|::|[<>|{}=\\]|-{3}|\*{2}")
+_WORD = re.compile(r"[(\"“‘']*[A-Za-z][A-Za-z'’-]*[.,;:!?)\"”’']*")
+_FEWEST_WORDS = 25
+_SHARE_OF_WORDS = 0.9
+_OPENING = 60
+"""Letters by which a paragraph is known again: licences repeat each other with other names."""
 
 
 def mix_texts() -> list[str]:
@@ -34,21 +35,35 @@ def mix_texts() -> list[str]:
 
 
 def held_out_texts() -> list[str]:
-    """Docstrings that are never in the mix, in a fixed order, each at least 200 characters."""
-    texts: list[str] = []
-    for module in HELD_OUT_MODULES:
-        spec = importlib.util.find_spec(module)
-        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-            continue
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        texts += _docstrings(tree)
+    """Prose that is never in the mix, one text for each distribution, in a fixed order."""
+    seen: set[str] = set()
+    texts = []
+    for name in HELD_OUT_DISTRIBUTIONS:
+        new = []
+        for paragraph in _paragraphs(name):
+            opening = re.sub(r"[^a-z]", "", paragraph.lower())[:_OPENING]
+            if is_prose(paragraph) and opening not in seen:
+                seen.add(opening)
+                new.append(paragraph)
+        texts.append("\n\n".join(new))
     return texts
 
 
-def _docstrings(tree: ast.Module) -> list[str]:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
-    return [text for text in found if text and len(text) >= _SHORTEST_DOCSTRING]
+def _paragraphs(name: str) -> Iterator[str]:
+    """Every paragraph of a distribution's licences on one line, files by name."""
+    files = [file for file in distribution(name).files or [] if _LICENCE.search(str(file))]
+    for file in sorted(files, key=str):
+        text = file.read_binary().decode(errors="replace")
+        yield from (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+
+
+def is_prose(paragraph: str) -> bool:
+    """Whether a paragraph is sentences: long enough, and almost all of it plain words."""
+    pieces = paragraph.split()
+    if len(pieces) < _FEWEST_WORDS or _NOT_PROSE.search(paragraph):
+        return False
+    words = sum(_WORD.fullmatch(piece) is not None for piece in pieces)
+    return words >= _SHARE_OF_WORDS * len(pieces)
 
 
 def sequences(texts: Sequence[str], encode: Encode, *, length: int) -> list[list[int]]:

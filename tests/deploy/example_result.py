@@ -107,7 +107,13 @@ def _card() -> dict[str, object]:
             "kl_to_anchor": 4.1,
             "pretraining_loss_change": 0.0031,
             "win_rate_vs_parent": {"value": 0.71, "interval": [0.61, 0.8], "users": 52},
-            "evaluation": {"kl_per_token": 0.081, "best_of_8": 0.93, "odd": math.nan},
+            "evaluation": {
+                "kl_per_token": 0.081,
+                "kl_answers": 64.0,
+                "pretraining_tokens": 2688.0,
+                "best_of_8": 0.93,
+                "odd": math.nan,
+            },
         },
         "gate": {"passed": True, "reasons": ["win rate 0.71, lower bound 0.61"]},
     }

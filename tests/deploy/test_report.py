@@ -45,6 +45,12 @@ def test_the_json_has_what_the_contract_names(report):
     assert report["pretraining_loss_change"] == 0.0031
 
 
+def test_figures_of_the_evaluation_say_how_many_answers_and_tokens_they_rest_on(report, html):
+    assert (report["kl_answers"], report["pretraining_tokens"]) == (64, 2688)
+    assert "4.10 nats an answer, n = 64" in html
+    assert "nats a token, n = 2,688" in html
+
+
 def test_the_json_is_honest_about_ties_lengths_and_broken_text(report):
     assert report["wins"] + report["ties"] + report["losses"] == 24
     assert report["win_rate"]["ties"] == report["ties"]

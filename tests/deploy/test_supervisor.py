@@ -101,7 +101,12 @@ time.sleep(600)
     pid = int(pid_file.read_text())
     parent.kill()
     parent.wait()
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}") or _zombie(pid))
+    wait_until(lambda: _gone(pid))
+    assert _gone(pid)
+
+
+def _gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}") or _zombie(pid)
 
 
 def _zombie(pid: int) -> bool:

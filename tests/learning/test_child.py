@@ -104,9 +104,11 @@ async def test_a_child_dies_with_the_process_that_started_it(state_dir):
     ready = [sys.executable, "-c", "import time; time.sleep(600)", str(state_dir), ""]
     # until then the child is still the wrapper, which asks the kernel for it
     await eventually(lambda: Path(f"/proc/{pid}/cmdline").read_text().split("\0") == ready)
+    assert is_alive(pid)
     parent.kill()
     parent.wait()
     await eventually(lambda: not is_alive(pid))
+    assert not is_alive(pid)
 
 
 async def test_killing_takes_along_what_the_child_started(state_dir):

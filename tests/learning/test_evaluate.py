@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from core.engine.client import Sample
 from learning.answer_rows import Answer, answer_rows, best_of_figures, best_of_rows, row_figures
-from learning.evaluate import choose_prompts
-from learning.models import load_policy
+from learning.evaluate import choose_prompts, judged
+from learning.evaluation_samples import Sampled
+from learning.models import init_reward_model, load_policy
 from learning.rollouts import Prompt
 from learning.stage import EXIT_NOT_ENOUGH_DATA
 from tests.learning.policy_stage import EVALUATION, prepare, run, start, write_inputs
 from tests.learning.snapshot_folder import write_snapshot
+from tests.tiny_model import make_tiny_model
 
 MODULE = "learning.evaluate"
 
@@ -75,6 +79,34 @@ def test_the_best_of_several_answers_is_kept_beside_the_first() -> None:
     assert best_of_figures(parent, 3) == {"best_of_3": {"score_gain": 3.0, "prompts": 1}}
 
 
+def sample(*token_ids: int) -> Sample:
+    return Sample(list(token_ids), [-1.0] * len(token_ids), "stop")
+
+
+def test_an_answer_has_the_score_that_it_has_alone_whoever_shares_its_prompt(
+    tmp_path: Path,
+) -> None:
+    model = make_tiny_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    reward_model = init_reward_model(model, head_init_std=0.5, seed=1)
+    prompts = [Prompt("p0", "a", "[]", (5, 6, 7)), Prompt("p1", "b", "[]", (8, 9))]
+    parent = [[sample(504, 2), sample(900, 901, 2), sample(77, 2)], [sample(31, 32, 2)]]
+    candidate = [[sample(41, 42, 43, 2)], [sample(600, 2)]]
+    old, new = judged(reward_model, prompts, Sampled(parent, candidate, {}), tokenizer)
+    assert [[a.token_ids for a in answers] for answers in old] == [
+        [s.token_ids for s in samples] for samples in parent
+    ]
+    assert [len(answers) for answers in new] == [1, 1]
+    assert len({a.score for answers in old + new for a in answers}) == 6
+    for samples, answers in ((parent, old), (candidate, new)):
+        for i, prompt in enumerate(prompts):
+            for one, answer_ in zip(samples[i], answers[i], strict=True):
+                alone = Sampled([[one]], [[one]], {})
+                ((expected,),), _ = judged(reward_model, [prompt], alone, tokenizer)
+                assert answer_.score == pytest.approx(expected.score, abs=0.02)
+                assert answer_.text == expected.text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_candidate_is_judged_as_the_engine_serves_it(tmp_path: Path) -> None:
@@ -96,6 +128,8 @@ def test_the_candidate_is_judged_as_the_engine_serves_it(tmp_path: Path) -> None
     assert figures["kl_k3_per_token"] > 0.0
     assert figures["pretraining_loss_change"] != 0.0
     assert figures["best_of_3"]["prompts"] == 8
+    assert figures["kl_answers"] == 16
+    assert figures["pretraining_tokens"] > 1000
     assert len((folder / "out" / "best_of.jsonl").read_text().splitlines()) == 8
 
     # a second start reads the answers of the first, and the parent itself has other checksums

@@ -59,7 +59,8 @@ async def test_a_redis_that_is_away_for_a_moment_is_forgiven(redis_server):
             return await redis.pttl(keys.learning_lease()) > 0
 
         await eventually(renewed)
-        lease.check()
+        assert not lease.lost
+        assert await redis.get(keys.learning_lease()) == str(lease.token).encode()
 
 
 async def test_a_redis_that_stays_away_loses_it_before_another_could_have_it(redis_server):

@@ -26,7 +26,7 @@ from core.records import Card
 from core.redis_client import connect, redis_url
 from core.settings import PREFIX, Settings
 from core.versions import weights_sha256
-from deploy.demo import free_port, label_keys
+from deploy.demo_service import free_port, label_keys
 from deploy.judges import load_judge
 from deploy.prompt_sets import Prompt
 from deploy.simulate import collect, vote_tasks
