@@ -5,7 +5,9 @@ of core/keys.py. Errors of the connection reach callers as `core.errors.Unavaila
 `redis_errors`.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Iterator
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, cast
 
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -26,6 +29,7 @@ SCHEMA_VERSION = "1"
 MAX_CONNECTIONS = 64
 """More calls at one time wait for a connection, as long as a command may take."""
 __all__ = [
+    "Line",
     "Redis",
     "check_redis",
     "connect",
@@ -57,6 +61,26 @@ def socket_path(state_dir: Path) -> Path:
     return state_dir.resolve() / "redis" / "redis.sock"
 
 
+class _Cancellable(AbstractConnection):  # type: ignore[misc]  # it has no types
+    """Sends under `asyncio.timeout`, which never forgets a cancellation.
+
+    redis-py sends under `asyncio.wait_for`, and that of Python 3.11 swallows a cancellation which
+    comes in the moment in which what it waits for is done. Without a timeout it does not use it.
+    """
+
+    socket_timeout: float | None
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        seconds, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(seconds):
+                await super().send_packed_command(command, check_health)
+        except TimeoutError as error:
+            raise redis.TimeoutError("Timeout writing to socket") from error
+        finally:
+            self.socket_timeout = seconds
+
+
 @asynccontextmanager
 async def connect(url: str, *, timeout: float = 5.0) -> AsyncIterator[Redis]:
     """A client for the length of a `with` block. Commands are not retried: callers decide."""
@@ -69,6 +93,8 @@ async def connect(url: str, *, timeout: float = 5.0) -> AsyncIterator[Redis]:
         retry=Retry(NoBackoff(), 0),
         health_check_interval=15,
     )
+    kind = pool.connection_class  # the URL chose it: a socket, TCP or TLS
+    pool.connection_class = type(f"Cancellable{kind.__name__}", (_Cancellable, kind), {})
     client = Redis.from_pool(pool)
     try:
         yield client
@@ -94,12 +120,56 @@ def _source(name: str) -> str:
     return (LUA / f"{name}.lua").read_text()
 
 
+@cache
+def _digest(name: str) -> str:
+    """Redis's name for a script."""
+    return hashlib.sha1(_source(name).encode(), usedforsecurity=False).hexdigest()
+
+
 async def script(
     client: Redis, name: str, key_names: list[str], args: list[str | bytes | int | float]
 ) -> Any:
     """Run core/lua/NAME.lua: one atomic step. It is loaded again after a restart of Redis."""
     run = client.register_script(_source(name))
     return await cast(Awaitable[Any], run(keys=key_names, args=args))
+
+
+class Line:
+    """One connection, kept for one caller who runs scripts, one at a time, that may run twice.
+
+    It saves what a shared client does around every command, which takes as long as Redis itself.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        pool = client.connection_pool
+        self._connection = pool.connection_class(**pool.connection_kwargs)
+
+    async def script(
+        self, name: str, key_names: list[str], args: list[str | bytes | int | float]
+    ) -> Any:
+        """Like `script`. A connection that Redis has closed meanwhile is opened again, once."""
+        command = (len(key_names), *key_names, *args)
+        kept = self._connection.is_connected
+        try:
+            return await self._run(name, command)
+        except redis.ConnectionError:
+            if not kept:
+                raise
+        return await self._run(name, command)
+
+    async def close(self) -> None:
+        """Close the connection; another call would open it again."""
+        await self._connection.disconnect()
+
+    async def _run(self, name: str, command: Sequence[str | bytes | int | float]) -> Any:
+        try:
+            return await self._call("EVALSHA", _digest(name), *command)
+        except redis.exceptions.NoScriptError:
+            return await self._call("EVAL", _source(name), *command)
+
+    async def _call(self, *command: str | bytes | int | float) -> Any:
+        await self._connection.send_command(*command)
+        return await self._connection.read_response()
 
 
 async def check_redis(client: Redis) -> list[str]:

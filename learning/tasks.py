@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.beat import Scheduler, SchedulingError
 from celery.signals import worker_shutting_down
+from kombu.connection import Connection
 
 from core import keys
 from core.errors import InstructLoopError
@@ -43,7 +45,26 @@ _CHATTY = ("celery.app.trace", "celery.worker.strategy", "celery.beat")
 """Loggers that say two lines for every tick."""
 
 log = logging.getLogger(__name__)
-app = Celery("instructloop", set_as_current=False)
+
+
+class PatientConnection(Connection):
+    """Looks for a broker that is away every two seconds; kombu's pauses grow to thirty."""
+
+    def _ensure_connection(
+        self, errback: Any = None, max_retries: int | None = None, *_pauses: float, **options: Any
+    ) -> Any:
+        options |= {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2.0}
+        retry: Any = super()._ensure_connection  # kombu has no types here
+        return retry(errback, max_retries, **options)
+
+
+class Messages(AMQP):  # type: ignore[misc]  # Celery has no types
+    """How this app talks to its broker."""
+
+    Connection = PatientConnection
+
+
+app = Celery("instructloop", amqp=Messages, set_as_current=False)
 _stopping = threading.Event()
 _pii = PiiWorker()
 _settings: list[Settings] = []

@@ -10,7 +10,6 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 _AGAIN_SECONDS = 1.0
-_INSIST_SECONDS = 0.2
 
 
 async def kept(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -24,12 +23,7 @@ async def kept(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def cancel_all(tasks: Collection["asyncio.Task[Any]"]) -> None:
-    """Cancel until every task has ended.
-
-    Once is not enough: `asyncio.wait_for` of Python 3.11, in which redis-py sends its commands,
-    forgets a cancellation that comes in the moment in which what it waits for is done.
-    """
-    while running := [task for task in tasks if not task.done()]:
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running, timeout=_INSIST_SECONDS)
+    """Cancel tasks, and wait until every one of them has ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,6 +6,7 @@ The stages are tiny children (tests/learning/stages); all around them is what pr
 import asyncio
 import json
 import os
+import re
 import signal
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -167,6 +168,33 @@ async def test_a_redis_that_stays_away_longer_than_the_lease_costs_only_time(sta
             assert run.outcome == "promoted"
             assert await versions(redis_again) == ["v0000", "v0001"]
         assert len(rig.starts(run.id, "policy")) == 2
+
+
+async def test_ticks_go_on_soon_after_a_redis_that_was_long_away_is_back(state_dir):
+    async with rigged(state_dir) as (rig, redis):
+        worker, beat = rig.start("worker"), rig.start("beat")
+        await eventually(lambda: loop.worker_alive(redis), seconds=WAIT)
+        rig.server.kill()
+
+        def pauses() -> list[float]:
+            """What the worker said that it waits before it looks for Redis again."""
+            return [float(s) for s in re.findall(r"Trying again in ([\d.]+)", rig.said("worker"))]
+
+        await eventually(lambda: len(pauses()) > 8, seconds=60)
+        assert max(pauses()) <= 2.0
+        rig.server.start()
+        async with connect(redis_url(rig.settings)) as redis_again:
+            await redis_again.hdel(keys.loop(), "ticked_at")
+            await redis_again.xadd(keys.inbox(), {"sealed": b"x"})
+            await eventually(lambda: loop.worker_alive(redis_again), seconds=WAIT)
+            await eventually(lambda: entries_read(redis_again), seconds=WAIT)
+        assert (worker.poll(), beat.poll()) == (None, None)
+
+
+async def entries_read(redis):
+    """How many entries of the inbox ingest has taken up."""
+    groups = await redis.xinfo_groups(keys.inbox())
+    return groups[0]["pending"] if groups else 0
 
 
 async def test_sigterm_makes_the_stage_checkpoint_and_a_new_worker_goes_on(state_dir):

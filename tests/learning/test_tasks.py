@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from celery import Celery
 
 from core.errors import StartError
 from core.settings import Settings
@@ -39,6 +40,29 @@ def test_beat_ticks_every_second_and_a_tick_goes_bad_soon(settings):
     tick = configuration(settings)["beat_schedule"]["tick"]
     assert tick["schedule"] == 1.0
     assert 1.0 < tick["options"]["expires"] < 10.0
+
+
+@pytest.mark.parametrize("connect", ["connection_for_read", "connection_for_write"])
+def test_a_broker_that_is_away_is_looked_for_without_end_and_without_long_pauses(
+    settings, connect, monkeypatch
+):
+    slept, pauses = [], []
+    monkeypatch.setattr("kombu.utils.functional.sleep", slept.append)
+    app = Celery("another", amqp=tasks.Messages, set_as_current=False)
+    app.conf.update(configuration(settings))
+
+    def give_up_in_the_end(_, pause):
+        pauses.append(pause)
+        if len(pauses) == 200:
+            raise KeyboardInterrupt
+
+    assert configuration(settings)["broker_connection_max_retries"] is None
+    with pytest.raises(KeyboardInterrupt):
+        getattr(app, connect)().ensure_connection(give_up_in_the_end, None)
+    assert pauses[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert set(pauses[4:]) == {2.0}
+    assert sum(slept) == sum(pauses[:-1])
+    assert tasks.app.amqp.Connection is tasks.PatientConnection
 
 
 @pytest.mark.parametrize("role", [tasks.run_worker, tasks.run_beat])

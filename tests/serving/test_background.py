@@ -19,23 +19,24 @@ async def test_work_that_fails_begins_again_until_it_is_done(monkeypatch):
     assert len(attempts) == 4
 
 
-async def test_a_task_that_forgets_a_cancellation_is_ended_all_the_same():
-    forgotten = []
+async def test_cancelling_waits_for_what_a_task_still_has_to_do():
+    tidied = []
 
-    async def stubborn() -> None:
-        while True:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                if len(forgotten) == 2:
-                    raise
-                forgotten.append(1)
+    async def tidy(seconds: float) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(seconds)
+            tidied.append(seconds)
 
-    tasks = [asyncio.create_task(stubborn()), asyncio.create_task(asyncio.sleep(60))]
+    async def fails() -> None:
+        raise RuntimeError("it failed before")
+
+    tasks = [asyncio.create_task(work) for work in (tidy(0.02), tidy(0.01), fails())]
     await asyncio.sleep(0)
     await cancel_all(tasks)
-    assert [task.cancelled() for task in tasks] == [True, True]
-    assert len(forgotten) == 2
+    assert tidied == [0.01, 0.02]
+    assert [task.done() for task in tasks] == [True] * 3
 
 
 async def test_work_is_ended_by_a_cancellation_and_not_begun_again():
@@ -45,5 +46,10 @@ async def test_work_is_ended_by_a_cancellation_and_not_begun_again():
     assert task.cancelled()
 
 
-async def test_ending_nothing_ends():
+async def test_ending_nothing_ends_at_once_and_touches_nobody_else():
+    bystander = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
     await cancel_all([])
+    assert not bystander.done()
+    await cancel_all([bystander])
+    assert bystander.cancelled()
