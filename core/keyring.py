@@ -14,8 +14,9 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -41,7 +42,7 @@ class Keyring:
 
     def key(self, name: str) -> bytes:
         """A named key of 32 bytes, made at its first use. Safe against two makers at once."""
-        return read_or_make(self.folder / f"{name}.key", lambda: os.urandom(KEY_BYTES))
+        return read_or_make(_path(self.folder, f"{name}.key"), lambda: os.urandom(KEY_BYTES))
 
     def token(self, name: str) -> str:
         """A named random string for a password or a bearer token, made at its first use."""
@@ -54,7 +55,7 @@ class Keyring:
 
     def seal(self, text: bytes, *, now: float | None = None) -> bytes:
         """Encrypt raw text with the key of the day: `day(4) | nonce(12) | ciphertext`."""
-        day = int((time.time() if now is None else now) // DAY_SECONDS)
+        day = day_at(time.time() if now is None else now)
         header = day.to_bytes(4, "big")
         nonce = os.urandom(NONCE_BYTES)
         return header + nonce + AESGCM(self._day_key(day)).encrypt(nonce, text, header)
@@ -62,7 +63,7 @@ class Keyring:
     def open(self, sealed: bytes) -> bytes:
         """Decrypt what `seal` gave. Raises SealBroken."""
         header, nonce, body = sealed[:4], sealed[4:16], sealed[16:]
-        path = self._day_path(int.from_bytes(header, "big"))
+        path = self._day_path(day_of(sealed))
         if not path.exists():
             raise SealBroken("the key of that day was destroyed: the text cannot be read any more")
         try:
@@ -70,12 +71,15 @@ class Keyring:
         except InvalidTag:
             raise SealBroken("sealed text was altered or belongs to another installation") from None
 
-    def destroy_days_before(self, day: int) -> int:
-        """Delete the keys of days before `day`; what they sealed is gone everywhere at once."""
-        old = [p for p in (self.folder / "inbox").glob("*.key") if int(p.stem) < day]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+    def sealed_days(self) -> set[int]:
+        """The days whose keys are there: what was sealed on them can be opened."""
+        return {int(path.stem) for path in (self.folder / "inbox").glob("[0-9]*.key")}
+
+    def destroy_days(self, days: Iterable[int]) -> None:
+        """Delete the keys of days; what they sealed is gone everywhere at once."""
+        for day in days:
+            self._day_path(day).unlink(missing_ok=True)
+            _cache.pop(self._day_path(day), None)
 
     def sign(self, message: bytes) -> str:
         """An Ed25519 signature, base64."""
@@ -87,13 +91,33 @@ class Keyring:
         return Ed25519PrivateKey.from_private_bytes(self.key("signing")).public_key()
 
     def _day_path(self, day: int) -> Path:
-        return self.folder / "inbox" / f"{day}.key"
+        return _path(self.folder, "inbox", f"{day}.key")
 
     def _day_key(self, day: int) -> bytes:
-        return read_or_make(self._day_path(day), lambda: os.urandom(KEY_BYTES))
+        path = self._day_path(day)
+        if path not in _cache:  # a new day: no process remembers the keys of others
+            for other in [known for known in _cache if known.parent == path.parent]:
+                _cache.pop(other, None)
+        return read_or_make(path, lambda: os.urandom(KEY_BYTES))
+
+
+def day_at(moment: float) -> int:
+    """The day, counted from 1970 in UTC, of a moment in seconds."""
+    return int(moment // DAY_SECONDS)
+
+
+def day_of(sealed: bytes) -> int:
+    """The day whose key sealed this."""
+    return int.from_bytes(sealed[:4], "big")
 
 
 _cache: dict[Path, bytes] = {}
+
+
+@lru_cache(maxsize=256)
+def _path(folder: Path, *names: str) -> Path:
+    """Of a secret; to put it together takes longer than to look the secret up."""
+    return folder.joinpath(*names)
 
 
 def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:

@@ -20,6 +20,34 @@ def api_keys() -> str:
     return PREFIX + "api-keys"
 
 
+def session(digest: str) -> str:
+    """string, digest of the API key that a browser signed in with; expires. Gateway."""
+    return f"{PREFIX}session:{digest}"
+
+
+# --- limits and usage ------------------------------------------------------------------------
+
+
+def limit(subject: str, kind: str) -> str:
+    """hash, what is left of a limit and who holds slices; expires when full. Gateways."""
+    return f"{PREFIX}limit:{kind}:{subject}"
+
+
+def limit_gateways() -> str:
+    """zset gateway -> milliseconds when it last leased; expires in seconds. Gateways."""
+    return PREFIX + "limit-gateways"
+
+
+def usage(day: str) -> str:
+    """hash `KEY-ID:WHAT` -> count, of one day; expires after `usage_days`. Gateways."""
+    return f"{PREFIX}usage:{day}"
+
+
+def usage_writer(writer: str) -> str:
+    """string, number of a gateway's last batch of usage that is in; expires. Gateways."""
+    return f"{PREFIX}usage-writer:{writer}"
+
+
 # --- prompts and completions ----------------------------------------------------------------
 
 
@@ -28,9 +56,29 @@ def inbox() -> str:
     return PREFIX + "inbox"
 
 
+def inbox_writer(writer: str) -> str:
+    """string, number of a gateway process's last entry that is in; expires after 30 days."""
+    return f"{PREFIX}inbox-writer:{writer}"
+
+
 def quarantine() -> str:
     """hash name -> sealed text that the filter could not clear; until retried. Ingest."""
     return PREFIX + "quarantine"
+
+
+def quarantine_since() -> str:
+    """zset name -> milliseconds since when it is in quarantine. Ingest."""
+    return PREFIX + "quarantine-since"
+
+
+def quarantine_retry() -> str:
+    """zset name -> milliseconds from which it is tried again. Ingest, tick."""
+    return PREFIX + "quarantine-retry"
+
+
+def day_keys_checked() -> str:
+    """string, there while old day keys need no look; expires after an hour. Ingest, tick."""
+    return PREFIX + "day-keys-checked"
 
 
 def completion(token: str) -> str:
@@ -87,7 +135,7 @@ def feedback_index() -> str:
 
 
 def feedback_text() -> str:
-    """set of feedback ids whose sealed text waits for the PII filter. Routes -> ingest."""
+    """set of feedback ids, and `notes:` task ids, whose sealed text is unfiltered. -> ingest."""
     return PREFIX + "feedback-text"
 
 
@@ -188,6 +236,11 @@ def policy_checksums(version: str) -> str:
 def quarantined() -> str:
     """hash version -> reason why no engine may load it. Agents."""
     return PREFIX + "quarantined"
+
+
+def collected() -> str:
+    """hash version -> when its weights were removed; its card stays. Learning -> promotion."""
+    return PREFIX + "collected"
 
 
 def target() -> str:

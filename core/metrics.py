@@ -70,6 +70,14 @@ REPLICAS = Gauge(
     ["version", "state"],
     multiprocess_mode="mostrecent",
 )
+BREAKER_OPENS = Counter(
+    "instructloop_breaker_opens_total",
+    "Engines taken out of service by a gateway, because of failed requests or of a failed probe.",
+    ["reason"],
+)
+RATE_LIMITED = Counter(
+    "instructloop_rate_limited_total", "Completions refused by a limit.", ["limit"]
+)
 REDIS_UP = Gauge(
     "instructloop_redis_up", "1 when Redis answers this process.", multiprocess_mode="mostrecent"
 )
@@ -91,6 +99,16 @@ LOG_BACKLOG = Gauge(
     "instructloop_log_backlog", "Completions that wait for ingest.", multiprocess_mode="mostrecent"
 )
 LOGS_DROPPED = Counter("instructloop_logs_dropped_total", "Completions not logged.", ["reason"])
+QUARANTINE_TEXTS = Gauge(
+    "instructloop_quarantine_texts",
+    "Sealed texts that the PII filter could not clear yet.",
+    multiprocess_mode="mostrecent",
+)
+QUARANTINE_OLDEST_SECONDS = Gauge(
+    "instructloop_quarantine_oldest_seconds",
+    "How long the oldest text has been in quarantine; 0 when there is none.",
+    multiprocess_mode="mostrecent",
+)
 FEEDBACK = Counter("instructloop_feedback_total", "Feedback recorded.", ["kind", "policy_version"])
 LABELING_TASKS = Gauge(
     "instructloop_labeling_tasks", "Labeling tasks.", ["state"], multiprocess_mode="mostrecent"

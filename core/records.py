@@ -32,6 +32,17 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class KeyLimits(Record):
+    """Limits of one key, in place of those of the settings; None leaves these, 0 is no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    user_requests_per_minute: int | None = None
+    user_tokens_per_minute: int | None = None
+    user_concurrency: int | None = None
+
+
 class ApiKey(Record):
     """A key as it is kept: the SHA-256 of the secret, never the secret."""
 
@@ -45,6 +56,7 @@ class ApiKey(Record):
     revoked_at: float | None = None
     trains: bool = True
     """Whether what is said through this key may train a policy."""
+    limits: KeyLimits | None = None
 
 
 class Choice(Record):
@@ -56,12 +68,10 @@ class Choice(Record):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class Completion(Record):
-    """A logged request with its answers.
+class Reply(Record):
+    """What a request and its answers are, before the filter (feedback/entries.py) and after it.
 
-    `messages` is a list of chat messages, or `{"prompt": text}` for a text completion. `counted`
-    is false for prompts over the user's cap and for duplicates: their answers can be rated, but
-    they give no new prompt to train on.
+    `messages` is a list of chat messages, or `{"prompt": text}` for a text completion.
     """
 
     token: str
@@ -74,14 +84,23 @@ class Completion(Record):
     choices: tuple[Choice, ...]
     policy_versions: tuple[str, ...]
     created_at: float
-    split: Split
-    counted: bool
     trains: bool = True
-    outcome: str = "logged"
     error: str | None = None
     """Why the reply broke off: `hung_up`, `engine`, ...; such an answer is never rated."""
     sampling: dict[str, Any] = {}
     metadata: dict[str, str] = {}
+
+
+class Completion(Reply):
+    """A logged request with its answers.
+
+    `counted` is false for prompts over the user's cap and for duplicates: their answers can be
+    rated, but they give no new prompt to train on.
+    """
+
+    split: Split
+    counted: bool
+    outcome: str = "logged"
     pii: dict[str, int] = {}
     pii_version: str = ""
 
@@ -163,6 +182,11 @@ class Answer(Record):
     ratings: dict[str, int] = {}
     flags: dict[str, dict[str, bool]] = {}
     sealed_notes: str | None = None
+    """Raw notes, until the PII filter has turned them into `notes`."""
+    notes: dict[str, str] = {}
+    """By output id; the reason of a skip by `skip`."""
+    notes_digest: str = ""
+    """Keyed hash of the raw notes, by which the same answer is known again."""
     answered_at: float
 
 

@@ -90,7 +90,7 @@ async def promote(redis: Redis, version: str, *, who: str, why: str, expected: s
     """Make a version the target; returns it.
 
     `expected` is the target that the caller saw: when it moved meanwhile, Conflict.
-    Raises NotFound, Unprocessable (quarantined), Conflict.
+    Raises NotFound, Unprocessable (quarantined), Conflict (also when its weights were removed).
     """
     return await _set_target(redis, version, action="promoted", who=who, why=why, expected=expected)
 
@@ -112,6 +112,7 @@ async def _set_target(
             keys.target_history(),
             keys.audit(),
             keys.quarantined(),
+            keys.collected(),
         ],
         [version, audit_entry(action, who=who, why=why), action, expected],
     )
@@ -122,6 +123,11 @@ async def _set_target(
             raise NotFound(f"no policy {version}: `instructloop policies list` shows them")
         case "quarantined":
             raise Unprocessable(f"{version} is quarantined: an engine could not load it")
+        case "collected":
+            raise Conflict(
+                f"the weights of {version} were removed to make room: promote another version, "
+                "and name those to keep in INSTRUCTLOOP_RETENTION__PINNED"
+            )
         case "none":
             raise Conflict("there is no earlier version to go back to")
         case _:
@@ -132,6 +138,25 @@ async def quarantine(redis: Redis, version: str, *, why: str) -> None:
     """No engine may load this version again; the reason is kept."""
     await redis.hset(keys.quarantined(), version, why)
     await record(redis, "quarantined", version=version, why=why)
+
+
+async def collect(redis: Redis, version: str) -> bool:
+    """Note that a version's weights are about to be removed; False when it is the target.
+
+    From now on it cannot be promoted; its card and history stay.
+    """
+    noted = await script(
+        redis,
+        "collect_policy",
+        [keys.target(), keys.collected(), keys.audit()],
+        [version, timestamp(), audit_entry("weights removed", version=version)],
+    )
+    return bool(noted)
+
+
+async def collected(redis: Redis) -> frozenset[str]:
+    """The versions whose weights were removed."""
+    return frozenset(raw.decode() for raw in await redis.hkeys(keys.collected()))
 
 
 async def record(redis: Redis, action: str, **details: str) -> None:

@@ -48,10 +48,42 @@ class GatewaySettings(Group):
     """Longest whole time of a completion."""
     first_token_timeout_seconds: float = Field(120.0, gt=0)
     """Longest wait for the first byte from an engine."""
+    probe_interval_seconds: float = Field(5.0, gt=0)
+    """An engine without traffic generates one token this often, to show that it is well."""
+    probe_timeout_seconds: float = Field(15.0, gt=0)
+    """An engine that gives no sign of life for so long is asked no more until it does."""
     shutdown_seconds: int = Field(20, ge=0)
     """How long requests in flight may finish after SIGTERM."""
     cors_origins: tuple[str, ...] = ()
     """Origins of browsers that may call the API."""
+    session_hours: int = Field(12, ge=1, le=720)
+    """How long a browser stays signed in to the pages."""
+    feedback_token_seconds: int = Field(3600, ge=1, le=604_800)
+    """How long a browser may use a token for feedback on one completion."""
+
+
+class LimitSettings(Group):
+    """What each key and each end user of a key may ask for; 0 is no limit.
+
+    A key may have limits of its own (`keys create`).
+    """
+
+    requests_per_minute: int = Field(0, ge=0)
+    """Completions of one key in a minute."""
+    tokens_per_minute: int = Field(0, ge=0)
+    """Tokens of one key in a minute, prompts and answers together."""
+    concurrency: int = Field(0, ge=0)
+    """Completions of one key at one time."""
+    user_requests_per_minute: int = Field(0, ge=0)
+    """Completions of one end user in a minute."""
+    user_tokens_per_minute: int = Field(0, ge=0)
+    """Tokens of one end user in a minute."""
+    user_concurrency: int = Field(0, ge=0)
+    """Completions of one end user at one time."""
+    expected_tokens: int = Field(256, ge=1)
+    """How long an answer counts until it has ended, if the request does not say `max_tokens`."""
+    usage_days: int = Field(90, ge=1, le=366)
+    """How long the usage of a day is kept."""
 
 
 class EngineSettings(Group):
@@ -69,6 +101,8 @@ class EngineSettings(Group):
     """Memory of an engine for keys and values, on a CPU."""
     start_timeout_seconds: float = Field(300.0, gt=0)
     """How long an engine may take to start."""
+    hang_seconds: float = Field(120.0, gt=0)
+    """An engine of our own that has work and generates nothing for so long is started again."""
     drain_seconds: float = Field(2.0, ge=0)
     """How long a swap waits for replies in flight before it pauses them."""
 
@@ -94,8 +128,14 @@ class LogSettings(Group):
     """Largest local file of completions while Redis is away."""
     max_deliveries: int = Field(5, ge=1)
     """After this many failed attempts an entry goes to quarantine."""
+    sealed_days: int = Field(3, ge=1)
+    """How long the key of a day is kept at least; then it goes, once nothing waits for it."""
     pii_seconds: float = Field(5.0, gt=0)
     """How long the PII filter may take for one record."""
+    pii_second_tier: bool = True
+    """Whether a snapshot asks a second model for names, at about 9 ms for each new record."""
+    pii_recognizers: tuple[str, ...] = ()
+    """Recognizers of your own, `package.module:ClassOrInstance`, that speak Presidio's protocol."""
 
     @model_validator(mode="after")
     def _leave_room_for_training(self) -> "LogSettings":
@@ -117,6 +157,17 @@ class FeedbackSettings(Group):
     """How long a labeling task is a rater's before it goes back."""
     idempotency_hours: int = Field(24, ge=1)
     """How long an `Idempotency-Key` is remembered."""
+
+
+class RetentionSettings(Group):
+    """What stays on the disk of old versions and runs; looked at when a round ends."""
+
+    versions: int = Field(5, ge=1)
+    """Versions that were live before the live one: those that `rollback` can go back to."""
+    runs: int = Field(3, ge=1)
+    """Newest runs whose outputs stay, with the versions that came of them."""
+    pinned: tuple[str, ...] = ()
+    """Versions whose weights always stay."""
 
 
 class Settings(BaseSettings):
@@ -149,10 +200,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What the processes write to their logs."""
     gateway: GatewaySettings = GatewaySettings()
+    limits: LimitSettings = LimitSettings()
     engine: EngineSettings = EngineSettings()
     log: LogSettings = LogSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     learning: LearningSettings = LearningSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -17,12 +17,10 @@ from core.settings import Settings
 from feedback.influence import capped
 from feedback.preferences import DUPLICATE_ELSEWHERE, SplitOf, build_rows, labeling_rows
 from feedback.rows import DemonstrationRow, PromptRow, RankingRow, RatingRow, Rows, Said
-from feedback.split import SplitBy, split_by, split_of
+from feedback.split import MIN_RATERS_TO_HOLD_OUT, SplitBy, split_by, split_of
 from feedback.tables import Table, content_sha256, table
 from feedback.texts import Messages, plain_messages, prompt_json
 
-MIN_RATERS_TO_HOLD_OUT = 5
-"""With fewer raters none is held out by share: their word is needed for training."""
 Digest = Callable[[str, Messages], str]
 """Keyed hash of a prompt's opening within a tenant; equal for prompts that count as the same."""
 Row = TypeVar("Row", RankingRow, RatingRow, DemonstrationRow)

@@ -7,60 +7,51 @@ Pure: this file only says which parts of an entry are text, and where the filter
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, field_validator
 
-from core.records import Choice, Completion, Split
+from core.records import Choice, Completion, Reply, Split
 from feedback.pii.record import Filtered
 from feedback.texts import texts_of, with_texts
 
+_WITHOUT_TEXT = {"token", "id", "tenant", "key_id", "prompt_tag"}
+_WITHOUT_TEXT |= {"policy_versions", "created_at", "error", "trains"}
+"""What a record takes over as it is. A field that is new is left out until it is named here."""
 
-class RawChoice(BaseModel):
-    """An answer as the gateway saw it."""
 
-    text: str | None = None
+class RawChoice(Choice):
+    """An answer as the gateway saw it; one that says nothing may have no text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str = ""
     finish_reason: str | None = None
-    tokens: int | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _nothing_said(cls, text: str | None) -> str:
+        return text or ""
 
 
-class Entry(BaseModel):
-    """An entry of the inbox, opened."""
+class Entry(Reply):
+    """An entry of the inbox, opened; the `user` in it is a name, not yet a keyed hash.
 
-    model_config = ConfigDict(frozen=True)
+    Fields that a newer gateway adds are ignored.
+    """
 
-    token: str
-    id: str
-    tenant: str
-    key_id: str
-    user: str
-    prompt_tag: str
-    messages: list[dict[str, Any]] | dict[str, str]
+    model_config = ConfigDict(extra="ignore")
+
     choices: tuple[RawChoice, ...]
-    policy_versions: tuple[str, ...]
-    created_at: float
-    error: str | None = None
-    sampling: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    trains: bool = True
 
 
 def bare_record(entry: Entry, *, user: str, split: Split) -> Completion:
     """The record without any text."""
     return Completion(
-        token=entry.token,
-        id=entry.id,
-        tenant=entry.tenant,
-        key_id=entry.key_id,
+        **entry.model_dump(include=_WITHOUT_TEXT),
         user=user,
-        prompt_tag=entry.prompt_tag,
         messages=[],
         choices=(),
-        policy_versions=entry.policy_versions,
-        created_at=entry.created_at,
         split=split,
         counted=False,
-        trains=entry.trains,
-        error=entry.error,
         sampling=_numbers(entry.sampling),
     )
 
@@ -94,7 +85,7 @@ def with_clear_texts(bare: Completion, entry: Entry, clear: Filtered) -> Complet
 
 
 def _parts(entry: Entry) -> list[Any]:
-    answers = [[choice.text or "", choice.tool_calls] for choice in entry.choices]
+    answers = [[choice.text, choice.tool_calls] for choice in entry.choices]
     return [entry.messages, answers, entry.metadata]
 
 

@@ -9,6 +9,7 @@ train on. Knows no HTTP and no model; who calls it makes it nice and alone.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,15 +20,15 @@ from core.keyring import Keyring, SealBroken
 from core.records import Completion
 from core.redis_client import Redis, redis_errors, script
 from core.settings import LogSettings, Settings
+from feedback import quarantine
 from feedback.entries import Entry, bare_record, entry_texts, with_clear_texts
 from feedback.pii.worker import PiiFailed
-from feedback.sealed_texts import PiiFilter, filter_feedback_text, filter_feedback_texts
+from feedback.quarantine import PROMPT
+from feedback.sealed_texts import PiiFilter, Texts, filter_waiting_text, filter_waiting_texts
 from feedback.split import prompt_opening, split_by, split_of
 
 GROUP = "ingest"
 CONSUMER = "ingest"
-PROMPT = "prompt:"
-"""How names of quarantined prompts begin; those of feedback are its id."""
 _DAY_SECONDS = 86_400
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ class Ingest:
     keyring: Keyring
     log: LogSettings
     pii: PiiFilter
+
+    @property
+    def texts(self) -> Texts:
+        """Those for texts of feedback."""
+        return Texts(self.redis, self.keyring, self.pii, self.log.pii_seconds)
 
 
 async def ingest_batch(
@@ -76,30 +82,34 @@ async def ingest_batch(
             if done >= limit:
                 break
         done += await _finish_all(work, await _read_new(redis, limit))
-        done += await filter_feedback_texts(
-            redis, keyring, pii, seconds=settings.log.pii_seconds, limit=limit
-        )
+        done += await filter_waiting_texts(work.texts, limit=limit)
         metrics.LOG_BACKLOG.set(await redis.xlen(keys.inbox()))
     return done
 
 
 async def retry_quarantine(
-    redis: Redis, keyring: Keyring, settings: Settings, pii: PiiFilter, *, limit: int
+    redis: Redis,
+    keyring: Keyring,
+    settings: Settings,
+    pii: PiiFilter,
+    *,
+    limit: int,
+    now: float | None = None,
 ) -> int:
-    """Try quarantined texts again, for instance with a newer filter. Returns how many passed."""
+    """Try up to `limit` quarantined texts whose time has come again. Returns how many passed.
+
+    Raises Unavailable, and PiiFailed when the filter does not even start.
+    """
     work = Ingest(redis, keyring, settings.log, pii)
     done = 0
     with redis_errors():
-        async for raw_name, sealed in redis.hscan_iter(keys.quarantine()):
-            name = raw_name.decode()
-            if done == limit:
-                break
+        moment = time.time() if now is None else now
+        for name, sealed in await quarantine.take_due(redis, now=moment, limit=limit):
             if name.startswith(PROMPT):
                 done += await _finish_all(work, [Delivery(sealed, quarantined=name)])
             else:
-                done += await filter_feedback_text(
-                    redis, keyring, pii, name, seconds=settings.log.pii_seconds
-                )
+                done += await filter_waiting_text(work.texts, name)
+        await quarantine.look(redis, now=moment)
     return done
 
 
@@ -137,7 +147,7 @@ async def _attempts(redis: Redis, delivery: Delivery) -> int:
 async def _quarantine(redis: Redis, delivery: Delivery) -> None:
     """Keep it sealed until the filter can clear it; nothing of it is readable there."""
     async with redis.pipeline(transaction=True) as step:
-        step.hset(keys.quarantine(), PROMPT + delivery.entry_id, delivery.sealed)
+        quarantine.put(step, PROMPT + delivery.entry_id, delivery.sealed, now=time.time())
         step.xack(keys.inbox(), GROUP, delivery.entry_id)
         step.xdel(keys.inbox(), delivery.entry_id)
         await step.execute()

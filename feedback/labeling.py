@@ -28,6 +28,7 @@ from feedback.labeling_rules import (
     rankings_of,
     skipped,
 )
+from feedback.quarantine import NOTES
 from feedback.schemas import MAX_OUTPUTS
 from feedback.store import Once
 
@@ -147,6 +148,31 @@ async def tasks_of(redis: Redis, run_id: str) -> list[LabelingTask]:
     return [t.model_copy(update={"answers": rankings_of(t)}) for t in tasks]
 
 
+def sealed_notes(task: LabelingTask) -> list[str]:
+    """What raters wrote about a task and the filter has not cleared yet."""
+    return [answer.sealed_notes for answer in task.answers if answer.sealed_notes]
+
+
+async def replace_notes(redis: Redis, raw: bytes, new: LabelingTask, *, done: bool) -> bool:
+    """Write a task whose bytes were `raw` with filtered notes; False when it has changed.
+
+    `done` when none of its notes waits any more. Raises Unavailable.
+    """
+    with redis_errors():
+        replaced = await script(
+            redis,
+            "replace_feedback",
+            [
+                keys.labeling_task(new.id),
+                keys.feedback_text(),
+                keys.quarantine(),
+                keys.counts(),
+            ],
+            [NOTES + new.id, raw, new.model_dump_json(), "rankings", 0, 0, "1" if done else "0"],
+        )
+    return bool(replaced)
+
+
 async def close_tasks(redis: Redis, run_id: str) -> None:
     """Offer a run's tasks no longer. Answers that were given stay."""
     with redis_errors():
@@ -243,6 +269,7 @@ async def _replace(
             keys.labeling_seen(rater),
             keys.counts(),
             once.key if once else keys.idempotency(""),
+            keys.feedback_text(),
         ],
         [
             raw,
@@ -255,6 +282,7 @@ async def _replace(
             once.digest if once else "",
             once.seconds if once else 0,
             reply,
+            NOTES + step.task.id if step.seen and step.task.answers[-1].sealed_notes else "",
         ],
     )
     if status == b"conflict":

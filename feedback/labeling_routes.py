@@ -4,7 +4,6 @@ What is shown is blind and shuffled: output ids and their order are keyed hashes
 the rater), so they say nothing about who wrote what. HTTP only; labeling.py decides.
 """
 
-import base64
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,13 +13,14 @@ from fastapi import APIRouter, Request, Response
 
 from core.auth import list_keys
 from core.errors import Unprocessable
-from core.keyring import Keyring, SealBroken
+from core.keyring import Keyring
 from core.records import Answer, LabelingTask
 from core.redis_client import redis_errors
 from feedback import intake, labeling
-from feedback.dataset import MIN_RATERS_TO_HOLD_OUT
 from feedback.edge import ERRORS, Door, IdempotencyKey, OurErrors, created, enter, once, receipt
 from feedback.schemas import LabelingRequest, Recorded, ShownOutput, ShownTask, SkipRequest
+from feedback.sealing import seal_texts
+from feedback.split import MIN_RATERS_TO_HOLD_OUT
 
 router = APIRouter(prefix="/v1/labeling", tags=["labeling"], route_class=OurErrors)
 
@@ -60,7 +60,7 @@ async def post_answer(
         tenant=who.tenant,
         answer=read_answer(body, task, who, keyring=door.keyring, now=time.time()),
         reply=receipt(task_id),
-        same=lambda a, b: same_answer(a, b, keyring=door.keyring),
+        same=same_answer,
         once=once(door, request, idempotency_key, body),
     )
     return created(reply)
@@ -81,14 +81,14 @@ async def post_skip(
         rater=who.rater,
         heldout_rater=who.heldout,
         ranking=(),
-        sealed_notes=seal_notes({"skip": said.reason or ""}, door.keyring),
         answered_at=time.time(),
     )
+    why = {"skip": said.reason} if said.reason else {}
     reply = await labeling.skip_task(
         door.redis,
         task_id=task_id,
         tenant=who.tenant,
-        skip=skip,
+        skip=with_raw_notes(skip, why, tenant=who.tenant, keyring=door.keyring),
         reply=receipt(task_id, "skipped"),
         once=once(door, request, idempotency_key, said),
     )
@@ -140,39 +140,34 @@ def read_answer(
     if unknown:
         raise Unprocessable("an output is not of this task", param="outputs")
     notes = {inside[name]: o.notes for name, o in said.items() if o.notes}
-    return Answer(
+    answer = Answer(
         rater=who.rater,
         heldout_rater=who.heldout,
         ranking=tuple(tuple(sorted(inside[name] for name in tie)) for tie in body.ranking),
         ratings={inside[n]: o.rating for n, o in said.items() if o.rating is not None},
         flags={inside[n]: o.flags for n, o in said.items() if o.flags},
-        sealed_notes=seal_notes(notes, keyring) if notes else None,
         answered_at=now,
     )
+    return with_raw_notes(answer, notes, tenant=who.tenant, keyring=keyring)
 
 
-def same_answer(one: Answer, other: Answer, *, keyring: Keyring) -> bool:
+def same_answer(one: Answer, other: Answer) -> bool:
     """Whether two answers of a rater say the same, whenever they were given."""
-    fields = ("rater", "ranking", "ratings", "flags")
-    if any(getattr(one, name) != getattr(other, name) for name in fields):
-        return False
-    try:
-        return open_notes(one, keyring) == open_notes(other, keyring)
-    except SealBroken:
-        return False
+    fields = ("rater", "ranking", "ratings", "flags", "notes_digest")
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
-def seal_notes(notes: Mapping[str, str | None], keyring: Keyring) -> str:
-    """Raw notes, sealed as they are kept until the filter has cleared them."""
-    return base64.b64encode(keyring.seal(orjson.dumps(notes))).decode()
-
-
-def open_notes(answer: Answer, keyring: Keyring) -> dict[str, str]:
-    """Raw notes of an answer. Raises SealBroken."""
-    if answer.sealed_notes is None:
-        return {}
-    notes: dict[str, str] = orjson.loads(keyring.open(base64.b64decode(answer.sealed_notes)))
-    return notes
+def with_raw_notes(
+    answer: Answer, notes: Mapping[str, str], *, tenant: str, keyring: Keyring
+) -> Answer:
+    """The answer with notes as they are kept until the filter has cleared them."""
+    if not notes:
+        return answer
+    said = orjson.dumps(notes, option=orjson.OPT_SORT_KEYS).decode()
+    digest = keyring.hashed(tenant, "notes", said)
+    return answer.model_copy(
+        update={"sealed_notes": seal_texts(notes, keyring), "notes_digest": digest}
+    )
 
 
 async def _rater(door: Door) -> intake.Speaker:

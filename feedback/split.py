@@ -12,6 +12,8 @@ from core.records import Split
 from core.settings import LogSettings
 from feedback.texts import Messages, texts_of
 
+MIN_RATERS_TO_HOLD_OUT = 5
+"""With fewer raters none is held out by share: their word is needed for training."""
 SplitBy = Literal["user", "prompt"]
 _HEX_DIGITS = 13  # 52 bits, which a float holds exactly
 

@@ -1,7 +1,7 @@
 """Draining the inbox: one worker at a time turns sealed text into records without PII.
 
-The work is feedback/ingest.py's; here are the lease, so that two workers do not do it twice, and
-the filter process, which is kept because it takes a second to start.
+The work is feedback/ingest.py's; here is the lease, so that two workers do not do it twice, and
+what comes after the inbox: what waits in quarantine, and the keys that nothing waits for any more.
 """
 
 import asyncio
@@ -14,10 +14,13 @@ from core.errors import Unavailable
 from core.keyring import Keyring
 from core.redis_client import Redis, redis_errors, script
 from core.settings import Settings
-from feedback.ingest import ingest_batch
+from feedback.day_keys import destroy_when_due
+from feedback.ingest import ingest_batch, retry_quarantine
 from feedback.sealed_texts import PiiFilter
 
 _BATCH = 32
+_RETRIES = 4
+"""Texts of the quarantine that are tried again at a time: each may take the filter's whole time."""
 _LEASE_MILLISECONDS = 10_000
 _RENEW_SECONDS = 2.0
 
@@ -26,6 +29,8 @@ async def drain_inbox(
     redis: Redis, keyring: Keyring, settings: Settings, pii: PiiFilter, *, seconds: float
 ) -> int:
     """Ingest until nothing is left or the time is over; how many entries were done.
+
+    Then try a few texts of the quarantine whose time has come, and destroy old day keys.
 
     0 at once when another worker is at it. Raises Unavailable when Redis went away, PiiFailed when
     the filter does not start: entries that were not recorded stay in the inbox.
@@ -36,7 +41,16 @@ async def drain_inbox(
             return 0
         renewing = asyncio.create_task(_renew(redis, owner))
         try:
-            return await _drain(redis, keyring, settings, pii, until=time.monotonic() + seconds)
+            done = await _drain(redis, keyring, settings, pii, until=time.monotonic() + seconds)
+            done += await retry_quarantine(redis, keyring, settings, pii, limit=_RETRIES)
+            await destroy_when_due(
+                redis,
+                keyring,
+                spool=settings.state_dir / "spool",
+                sealed_days=settings.log.sealed_days,
+                now=time.time(),
+            )
+            return done
         finally:
             renewing.cancel()
             await _lease(redis, "drop", owner)

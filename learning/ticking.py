@@ -12,6 +12,7 @@ from core.errors import Conflict
 from core.records import STAGES
 from core.redis_client import Redis, redis_errors
 from core.settings import Settings
+from feedback import quarantine
 from learning.rounds import Facts, reason_for_round
 
 
@@ -34,8 +35,14 @@ async def due_tasks(redis: Redis, settings: Settings) -> list[str]:
 async def _ingest_due(redis: Redis) -> bool:
     backlog = await redis.xlen(keys.inbox())
     metrics.LOG_BACKLOG.set(backlog)
-    waiting = backlog or await redis.scard(keys.feedback_text())
-    return bool(waiting) and not await redis.exists(keys.ingest_lease())
+    quarantined = await quarantine.look(redis, now=time.time())
+    due = (
+        backlog
+        or quarantined.is_due
+        or await redis.scard(keys.feedback_text())
+        or not await redis.exists(keys.day_keys_checked())
+    )
+    return bool(due) and not await redis.exists(keys.ingest_lease())
 
 
 async def _stage_due(redis: Redis) -> bool:

@@ -1,4 +1,5 @@
--- Replace a feedback record, if it still is what the caller read.
+-- Replace a feedback record (or a labeling task, once its notes are filtered), if it still is what
+-- the caller read.
 -- KEYS: feedback, texts, quarantine, counts
 -- ARGV: id, expected record, new record, name of the count, its change, change of comparisons,
 --       '1' if text of it no longer waits for the filter

@@ -1,7 +1,7 @@
 -- Point every replica at a version; remember what was live before.
--- KEYS: policies, target, target-history, audit, quarantined
+-- KEYS: policies, target, target-history, audit, quarantined, collected
 -- ARGV: version ('' for the one before), audit entry with %s for old and new, mode, expected target
--- Returns {status, version}: ok | unknown | quarantined | none | same | moved
+-- Returns {status, version}: ok | unknown | quarantined | collected | none | same | moved
 local old = redis.call('GET', KEYS[2]) or ''
 local new = ARGV[1]
 if ARGV[4] ~= '' and ARGV[4] ~= old then
@@ -12,9 +12,11 @@ if new == '' then
     new = redis.call('LPOP', KEYS[3]) or ''
     if new == '' then return {'none', old} end
   until new ~= old and redis.call('HEXISTS', KEYS[5], new) == 0
+    and redis.call('HEXISTS', KEYS[6], new) == 0
 else
   if not redis.call('ZSCORE', KEYS[1], new) then return {'unknown', old} end
   if redis.call('HEXISTS', KEYS[5], new) == 1 then return {'quarantined', old} end
+  if redis.call('HEXISTS', KEYS[6], new) == 1 then return {'collected', old} end
   if new == old then return {'same', old} end
   if old ~= '' then redis.call('LPUSH', KEYS[3], old) end
 end

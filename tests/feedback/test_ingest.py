@@ -33,6 +33,11 @@ async def outcomes(redis, entries) -> list[str]:
     return [(await record(redis, e["token"])).outcome for e in entries]
 
 
+async def retry(redis, keyring, settings, pii, *, after: float) -> int:
+    """What is due `after` seconds from now."""
+    return await retry_quarantine(redis, keyring, settings, pii, limit=10, now=time.time() + after)
+
+
 async def test_an_entry_becomes_a_record_without_personal_data(redis, keyring, settings):
     one = entry(
         keyring,
@@ -166,9 +171,9 @@ async def test_what_the_filter_cannot_clear_is_tried_again_then_quarantined(
     assert b"poison" not in sealed
     assert b"poison" in keyring.open(sealed)
 
-    assert await retry_quarantine(redis, keyring, settings, pii, limit=10) == 0
+    assert await retry(redis, keyring, settings, pii, after=61) == 0
     assert await redis.hlen(keys.quarantine()) == 1
-    assert await retry_quarantine(redis, keyring, settings, EmailFilter(), limit=10) == 1
+    assert await retry(redis, keyring, settings, EmailFilter(), after=180) == 1
     assert await outcomes(redis, [bad]) == ["logged"]
     assert await redis.hlen(keys.quarantine()) == 0
 
@@ -185,7 +190,7 @@ async def test_what_cannot_be_opened_or_read_ends_in_quarantine_too(redis, keyri
         )
     assert await redis.xlen(keys.inbox()) == 0
     assert await redis.hlen(keys.quarantine()) == 4
-    assert await retry_quarantine(redis, keyring, settings, EmailFilter(), limit=10) == 0
+    assert await retry(redis, keyring, settings, EmailFilter(), after=61) == 0
     assert await redis.hlen(keys.quarantine()) == 4
 
 
@@ -274,9 +279,9 @@ async def test_text_that_cannot_be_cleared_waits_sealed_and_a_new_word_replaces_
     bad = EmailFilter(fail="poison")
     assert await ingest_batch(redis, keyring, settings, bad, limit=10) == 0
     assert await redis.hkeys(keys.quarantine()) == [said.id.encode()]
-    assert await retry_quarantine(redis, keyring, settings, bad, limit=10) == 0
+    assert await retry(redis, keyring, settings, bad, after=61) == 0
     assert (await store.get(redis, said.id)).text is None
-    assert await retry_quarantine(redis, keyring, settings, EmailFilter(), limit=10) == 1
+    assert await retry(redis, keyring, settings, EmailFilter(), after=180) == 1
     assert (await store.get(redis, said.id)).text == {"comment": "poison"}
     assert await redis.hlen(keys.quarantine()) == 0
 
@@ -286,6 +291,21 @@ async def test_text_that_cannot_be_cleared_waits_sealed_and_a_new_word_replaces_
     assert await redis.hlen(keys.quarantine()) == 0
     assert await ingest_batch(redis, keyring, settings, bad, limit=10) == 1
     assert (await store.get(redis, said.id)).text == {"comment": "fine"}
+
+
+async def test_a_filter_that_does_not_start_puts_nothing_that_was_said_into_quarantine(
+    redis, keyring, settings
+):
+    class Broken:
+        def filter_record(self, texts, *, deadline_seconds):
+            raise PiiFailed("start")
+
+    body = FeedbackRequest(completion_id=completion_id(keyring), comment="x")
+    await say(redis, keyring, body, comment="fine")
+    with pytest.raises(PiiFailed):
+        await ingest_batch(redis, keyring, settings, Broken(), limit=10)
+    assert await redis.hlen(keys.quarantine()) == 0
+    assert await ingest_batch(redis, keyring, settings, EmailFilter(), limit=10) == 1
 
 
 async def test_what_is_said_while_the_filter_works_is_not_lost(redis, keyring, settings):

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import time
 
 import orjson
 import pytest
@@ -9,7 +10,8 @@ from core.errors import Conflict, NotFound, Unprocessable
 from core.records import Answer, ApiKey, LabelingOutput, LabelingTask
 from core.settings import FeedbackSettings
 from feedback import intake, labeling
-from tests.feedback.factory import PROMPT, api_key, client_of, make_app
+from feedback.ingest import ingest_batch, retry_quarantine
+from tests.feedback.factory import PROMPT, EmailFilter, api_key, client_of, make_app
 
 TRAINERS = [api_key(f"rater-{n}", scopes=("label",), key_id=f"1111111{n}") for n in range(5)]
 HELDOUT = api_key("heldout-1", scopes=("label",), key_id="22222222")
@@ -237,6 +239,102 @@ async def test_the_same_answer_again_is_the_same_and_another_is_a_conflict(clien
     (done,) = await labeling.tasks_of(redis, "run-1")
     assert len(done.answers) == 1
     assert await redis.hget(keys.counts(), "rankings") == b"1"
+
+
+async def filtered(redis, keyring, settings, pii=None) -> LabelingTask:
+    """Task t1 after ingest had its turn."""
+    await ingest_batch(redis, keyring, settings, pii or EmailFilter(), limit=10)
+    return LabelingTask.model_validate_json(await redis.get(keys.labeling_task("t1")))
+
+
+def noted(shown: dict, *notes: str) -> dict:
+    names = [o["output_id"] for o in shown["outputs"]]
+    said = [{"output_id": n, "notes": text} for n, text in zip(names, notes, strict=False)]
+    return answer_to(shown, outputs=said)
+
+
+async def test_notes_and_reasons_of_skips_are_filtered_and_the_raw_ones_gone(
+    clients, redis, keyring, settings
+):
+    await labeling.open_tasks(redis, [task()])
+    await lease(clients["rater-0"])
+    why = {"reason": "ann@example.org knows better"}
+    await clients["rater-0"].post("/v1/labeling/t1/skip", json=why)
+    shown = await lease(clients["rater-1"])
+    body = noted(shown, "as ann@example.org said", "", "bob@example.org, ann@example.org")
+    reply = await clients["rater-1"].post("/v1/labeling/t1", json=body)
+    done = await filtered(redis, keyring, settings)
+    skip, answer = done.answers
+    inside = {o.text: o.output_id for o in done.outputs}
+    names = [inside[o["text"]] for o in shown["outputs"]]
+    assert skip.notes == {"skip": "<EMAIL_1> knows better"}
+    assert answer.notes == {names[0]: "as <EMAIL_1> said", names[2]: "<EMAIL_2>, <EMAIL_1>"}
+    assert [a.sealed_notes for a in done.answers] == [None, None]
+    assert await redis.scard(keys.feedback_text()) == 0
+    again = await clients["rater-1"].post("/v1/labeling/t1", json=body)  # it is still known
+    assert (again.status_code, again.content) == (reply.status_code, reply.content)
+    other = noted(shown, "as ann@example.org said")
+    assert (await clients["rater-1"].post("/v1/labeling/t1", json=other)).status_code == 409
+
+
+async def test_notes_that_cannot_be_cleared_wait_in_quarantine_and_hold_up_no_others(
+    clients, redis, keyring, settings
+):
+    await labeling.open_tasks(redis, [task()])
+    for rater, reason in enumerate(("poison", "fine")):
+        await lease(clients[f"rater-{rater}"])
+        await clients[f"rater-{rater}"].post("/v1/labeling/t1/skip", json={"reason": reason})
+    first, second = (await filtered(redis, keyring, settings, EmailFilter(fail="poison"))).answers
+    assert (first.notes, b"poison" in keyring.open(base64.b64decode(first.sealed_notes))) == (
+        {},
+        True,
+    )
+    assert (second.notes, second.sealed_notes) == ({"skip": "fine"}, None)
+    assert await redis.scard(keys.feedback_text()) == 0
+    assert await redis.hgetall(keys.quarantine()) == {b"notes:t1": first.sealed_notes.encode()}
+    later = {"now": time.time() + 61, "limit": 10}
+    assert await retry_quarantine(redis, keyring, settings, EmailFilter(), **later) == 1
+    first, _ = (await filtered(redis, keyring, settings)).answers
+    assert (first.notes, first.sealed_notes) == ({"skip": "poison"}, None)
+    assert await redis.hlen(keys.quarantine()) == 0
+
+
+async def test_a_skip_that_comes_while_notes_are_filtered_is_not_lost(
+    clients, redis, keyring, settings
+):
+    await labeling.open_tasks(redis, [task()])
+    await lease(clients["rater-0"])
+    await clients["rater-0"].post("/v1/labeling/t1/skip", json={"reason": "first"})
+    await lease(clients["rater-1"])
+    loop = asyncio.get_running_loop()
+
+    class Interrupted(EmailFilter):
+        def filter_record(self, texts, *, deadline_seconds):
+            if self.records == 0:
+                skip = clients["rater-1"].post("/v1/labeling/t1/skip", json={"reason": "second"})
+                asyncio.run_coroutine_threadsafe(skip, loop).result()
+            return super().filter_record(texts, deadline_seconds=deadline_seconds)
+
+    pii = Interrupted()
+    assert [a.notes for a in (await filtered(redis, keyring, settings, pii)).answers] == [{}, {}]
+    done = await filtered(redis, keyring, settings, pii)
+    assert [a.notes for a in done.answers] == [{"skip": "first"}, {"skip": "second"}]
+
+
+async def test_an_answer_without_words_waits_for_no_filter(clients, redis):
+    await labeling.open_tasks(redis, [task()])
+    await lease(clients["rater-0"])
+    await clients["rater-0"].post("/v1/labeling/t1/skip")
+    shown = await lease(clients["rater-1"])
+    await clients["rater-1"].post("/v1/labeling/t1", json=answer_to(shown))
+    done = LabelingTask.model_validate_json(await redis.get(keys.labeling_task("t1")))
+    assert [(a.sealed_notes, a.notes_digest) for a in done.answers] == [(None, ""), (None, "")]
+    assert await redis.exists(keys.feedback_text()) == 0
+
+
+def test_an_answer_of_before_there_were_filtered_notes_is_read():
+    old = '{"rater": "r", "heldout_rater": false, "ranking": [], "answered_at": 1.0}'
+    assert Answer.model_validate_json(old).notes == {}
 
 
 async def test_idempotency_keys_are_honoured(clients, redis):

@@ -3,7 +3,11 @@
 import asyncio
 import time
 
+import orjson
+
 from core import keys
+from core.keyring import day_at
+from feedback import quarantine
 from learning.ingesting import drain_inbox
 from tests.feedback.factory import EmailFilter, entry, put
 
@@ -47,6 +51,35 @@ async def test_an_ingest_that_was_replaced_does_not_take_the_lease_of_the_new_on
     await redis.set(keys.ingest_lease(), "another")
     await slow
     assert await redis.get(keys.ingest_lease()) == b"another"
+
+
+async def test_after_the_inbox_a_few_texts_of_the_quarantine_are_tried_again(
+    redis, keyring, settings
+):
+    names = []
+    async with redis.pipeline() as step:
+        for n in range(6):
+            one = entry(keyring, prompt=f"question {n}?")
+            names.append(f"{quarantine.PROMPT}{n}-0")
+            sealed = keyring.seal(orjson.dumps(one))
+            quarantine.put(step, names[-1], sealed, now=time.time() - 70 + n)
+        await step.execute()
+    await put(redis, keyring, entry(keyring, prompt="new?"))
+    assert await drain(redis, keyring, settings) == 1 + 4
+    assert sorted(await redis.hkeys(keys.quarantine())) == [n.encode() for n in names[4:]]
+    assert await drain(redis, keyring, settings) == 2
+    assert await redis.zcard(keys.prompts()) == 7
+
+
+async def test_keys_of_past_days_go_when_nothing_needs_them_once_an_hour(redis, keyring, settings):
+    old = time.time() - 5 * 86_400
+    keyring.seal(b"filtered long ago", now=old)
+    await drain(redis, keyring, settings)
+    assert keyring.sealed_days() == set()
+    keyring.seal(b"again", now=old)
+    await drain(redis, keyring, settings)
+    assert keyring.sealed_days() == {day_at(old)}
+    assert 0 < await redis.ttl(keys.day_keys_checked()) <= 3600
 
 
 async def test_an_empty_inbox_costs_nothing(redis, keyring, settings):

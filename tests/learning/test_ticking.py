@@ -7,12 +7,18 @@ import pytest
 
 from core import keys, lease, loop
 from core.settings import Settings
+from feedback import quarantine
 from learning.ticking import due_tasks
 
 
 @pytest.fixture
 def settings(state_dir):
     return Settings(state_dir=state_dir, learning={"min_new_comparisons": 10})
+
+
+@pytest.fixture(autouse=True)
+async def day_keys_were_checked(redis):
+    await redis.set(keys.day_keys_checked(), 1)
 
 
 async def current(redis):
@@ -34,6 +40,20 @@ async def test_a_backlog_starts_ingest_unless_one_is_at_it(redis, settings):
 
 async def test_text_of_feedback_that_waits_for_the_filter_starts_ingest(redis, settings):
     await redis.sadd(keys.feedback_text(), "f1")
+    assert await due_tasks(redis, settings) == ["ingest"]
+
+
+async def test_a_text_in_quarantine_starts_ingest_when_its_time_has_come(redis, settings):
+    async with redis.pipeline() as step:
+        quarantine.put(step, "f1", "sealed", now=time.time() - 50)
+        await step.execute()
+    assert await due_tasks(redis, settings) == []
+    await redis.zadd(keys.quarantine_retry(), {"f1": int(time.time() * 1000)})
+    assert await due_tasks(redis, settings) == ["ingest"]
+
+
+async def test_day_keys_are_looked_at_again_after_a_while(redis, settings):
+    await redis.delete(keys.day_keys_checked())
     assert await due_tasks(redis, settings) == ["ingest"]
 
 
