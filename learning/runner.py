@@ -6,6 +6,7 @@ learning/stages.py; what a failure means is decided in learning/rounds.py.
 """
 
 import asyncio
+import logging
 import shutil
 import signal
 import threading
@@ -21,6 +22,7 @@ from core.settings import Settings
 from feedback.labeling import close_tasks
 from feedback.pii.worker import PiiWorker
 from learning.child import log_line
+from learning.collect import collect
 from learning.folders import Folders
 from learning.ingesting import drain_inbox
 from learning.lease_keeper import Lease, leased
@@ -31,6 +33,7 @@ from learning.work import Result, Work
 
 Step = Literal["idle", "busy", "waiting", "moved", "over"]
 """Nothing to do; another worker has the lease; not yet; the next stage; the run is over."""
+log = logging.getLogger(__name__)
 _WAIT_SECONDS = 1.0
 _INLINE_POLL_SECONDS = 0.3
 _INLINE_INGEST_SECONDS = 120.0
@@ -162,7 +165,16 @@ async def _end(work: Work, run: Run, lease: Lease, outcome: Outcome, reason: str
         await close_tasks(work.redis, run.id)
     await registry.record(work.redis, "run ended", run=run.id, outcome=outcome, reason=reason)
     _remove_checkpoint(work, run)
+    await _make_room(work, lease)
     return "over"
+
+
+async def _make_room(work: Work, lease: Lease) -> None:
+    """The run is over whatever becomes of this: what is left now goes after the next one."""
+    try:
+        await collect(work, lease)
+    except OSError as error:
+        log.warning("old weights and outputs could not be removed: %s", error)
 
 
 def with_state(run: Run, state: StageState) -> Run:

@@ -4,6 +4,7 @@ HTTP only; the rules are in core/registry.py and core/loop.py. All of it needs t
 because a card speaks of everybody's data.
 """
 
+from collections.abc import Set
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -60,6 +61,8 @@ class Policy(Card):
     """A card, and whether it is the live one."""
 
     live: bool
+    weights: bool
+    """Whether they are still there: without them it cannot be promoted any more."""
 
 
 class PolicyHistory(Policy):
@@ -106,7 +109,8 @@ async def list_policies(request: Request) -> Policies:
     redis: Redis = request.app.state.redis
     with redis_errors():
         cards, target = await registry.cards(redis), await registry.target(redis)
-    return Policies(policies=[_policy(card, target) for card in cards], target=target)
+        gone = await registry.collected(redis)
+    return Policies(policies=[_policy(card, target, gone) for card in cards], target=target)
 
 
 @router.get("/policies/{version}", responses=_MISSING)
@@ -115,8 +119,8 @@ async def get_policy(request: Request, version: str) -> PolicyHistory:
     redis: Redis = request.app.state.redis
     with redis_errors():
         card, target = await registry.card(redis, version), await registry.target(redis)
-        history = await registry.history(redis, version)
-    return PolicyHistory(**_policy(card, target).model_dump(), history=history)
+        gone, history = await registry.collected(redis), await registry.history(redis, version)
+    return PolicyHistory(**_policy(card, target, gone).model_dump(), history=history)
 
 
 @router.post("/policies/rollback", status_code=202, responses=_CONFLICT)
@@ -178,8 +182,9 @@ def _who(request: Request) -> str:
     return f"key {request.state.key.id}"
 
 
-def _policy(card: Card, target: str | None) -> Policy:
-    return Policy(**card.model_dump(), live=card.version == target)
+def _policy(card: Card, target: str | None, gone: Set[str]) -> Policy:
+    live, weights = card.version == target, card.version not in gone
+    return Policy(**card.model_dump(), live=live, weights=weights)
 
 
 def _run(run: Run) -> RunState:

@@ -19,6 +19,7 @@ from core import keys, lease, loop, registry
 from core.keyring import Keyring
 from core.records import STAGES
 from core.redis_client import connect
+from core.settings import RetentionSettings
 from learning import judging
 from learning.publish import reward_model_cards
 from learning.runner import advance, run_inline
@@ -195,6 +196,28 @@ async def test_parts_of_a_round_build_on_what_earlier_runs_made(rig, redis):
     assert (judged.outcome, judged.version) == ("promoted", "v0001")
     card = await registry.card(redis, "v0001")
     assert (card.reward_model, card.data["snapshot"]) == ("rm0001", learned.id)
+
+
+async def test_when_a_round_ends_old_weights_and_outputs_go_but_for_what_later_rounds_need(
+    rig, redis, monkeypatch
+):
+    small = RetentionSettings(versions=1, runs=1)
+    monkeypatch.setattr(Rig, "settings", rig.settings.model_copy(update={"retention": small}))
+    runs = [await finish(rig, redis, await request(redis)) for _ in range(4)]
+    assert [run.outcome for run in runs] == ["promoted"] * 4
+    held = sorted(path.parent.name for path in rig.folders.policies.glob("*/*.safetensors"))
+    assert held == ["v0000", "v0003", "v0004"]
+    assert await registry.collected(redis) == {"v0001", "v0002"}
+    models = sorted(path.parent.name for path in rig.folders.reward_models.glob("*/*.safetensors"))
+    assert models == ["rm0003", "rm0004"]
+    assert [(rig.folders.out(run.id, "policy") / "model").exists() for run in runs] == [
+        False, False, False, True,
+    ]  # fmt: skip
+    assert all("done" in rig.log(run.id, "policy") for run in runs)
+    judged = await finish(rig, redis, await request(redis, "evaluate", "gate"))
+    assert (judged.outcome, judged.version) == ("promoted", "v0004"), judged.reason
+    policy = await finish(rig, redis, await request(redis, "policy"))
+    assert policy.outcome == "passed", policy.reason
 
 
 async def test_a_candidate_that_is_judged_again_keeps_its_version(rig, redis):

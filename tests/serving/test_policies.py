@@ -81,6 +81,21 @@ async def test_what_cannot_be_promoted_or_rolled_back_is_refused(admin, redis):
     assert await registry.target(redis) == "v0000"
 
 
+async def test_a_version_whose_weights_were_removed_is_shown_and_not_promoted(admin, redis):
+    assert await registry.collect(redis, "v0001")
+    assert not await registry.collect(redis, "v0000")  # it is live
+    status, said = await ask(admin, "POST", "/v1/policies/v0001/promote", {"why": "x"})
+    assert (status, "promote another version" in said["error"]["message"]) == (409, True)
+    _, said = await ask(admin, "GET", "/v1/policies")
+    assert [(p["version"], p["weights"]) for p in said["policies"]] == [
+        ("v0000", True),
+        ("v0001", False),
+    ]
+    _, said = await ask(admin, "GET", "/v1/policies/v0001")
+    assert said["history"][-1]["action"] == "weights removed"
+    assert said["figures"] == {"win_rate_vs_parent": 0.6}
+
+
 async def test_a_run_is_started_shown_and_only_one_at_a_time(admin, redis):
     wanted = {"stages": ["reward_model", "snapshot"]}
     status, said = await ask(admin, "POST", "/v1/loop/runs", wanted)
