@@ -15,7 +15,7 @@ Messages = list[dict[str, Any]] | dict[str, str]
 _FIELDS = frozenset(
     {"role", "content", "name", "type", "text", "refusal", "prompt", "tool_calls", "tool_call_id"}
     | {"id", "index", "function", "arguments", "image_url", "input_audio", "file", "url"}
-    | {"detail", "data", "format", "finish_reason", "tokens"}
+    | {"detail", "data", "format", "finish_reason", "tokens", "reasoning"}
 )
 _VOCABULARY = {
     "role": {"system", "developer", "user", "assistant", "tool", "function"},

@@ -7,13 +7,28 @@ import time
 from typing import Any
 
 from core.records import ApiKey
+from serving.limits import estimated_tokens
 from serving.requests import Asked
 from serving.transcript import Transcript
 
 
 def completion_id(asked: Asked, token: str) -> str:
     """The id that the engine is asked to give, and the client sees."""
-    return f"{asked.api.prefix}-{token}"
+    return f"{asked.api.id_prefix}{token}"
+
+
+def tokens_used(asked: Asked, said: Transcript) -> tuple[int, int]:
+    """Tokens of prompt and answers: as the engine counted, or by length if it had no time to.
+
+    A reply that never began took none.
+    """
+    prompt, completion = said.prompt_tokens, said.completion_tokens
+    if prompt is None:
+        prompt = estimated_tokens(len(asked.canonical), 0, None, 0) if said.begun else 0
+    if completion is None:
+        shown = sum(len(part) for answer in said.answers.values() for part in answer.text)
+        completion = estimated_tokens(shown, 0, None, 0)
+    return prompt, completion
 
 
 def log_entry(

@@ -74,6 +74,53 @@ CHAT_ENGINE: Final[dict[str, Schema]] = SAMPLING | {
 }
 TEXT_ENGINE: Final[dict[str, Schema]] = SAMPLING | {"logprobs": _INT, "suffix": _TEXT}
 
+_TAGS: Final[Schema] = {"type": "object", "additionalProperties": _TEXT, "maxProperties": 16}
+RESPONSES_ENGINE: Final[dict[str, Schema]] = {
+    "include": _TEXTS,
+    "instructions": _TEXT,
+    "max_output_tokens": _INT,
+    "max_tool_calls": _INT,
+    "metadata": _TAGS,  # the reply repeats it
+    "parallel_tool_calls": _BOOL,
+    "reasoning": _OBJECT,
+    "temperature": _NUMBER,
+    "text": _OBJECT,
+    "tool_choice": {"anyOf": [_TEXT, _OBJECT]},
+    "tools": {"type": "array", "items": _OBJECT},
+    "top_logprobs": _INT,
+    "top_p": _NUMBER,
+    "truncation": _TEXT,
+    # vLLM's extensions
+    "chat_template_kwargs": _OBJECT,
+    "frequency_penalty": _NUMBER,
+    "ignore_eos": _BOOL,
+    "include_reasoning": _BOOL,
+    "include_stop_str_in_output": _BOOL,
+    "logit_bias": _OBJECT,
+    "min_p": _NUMBER,
+    "presence_penalty": _NUMBER,
+    "repetition_penalty": _NUMBER,
+    "seed": _INT,
+    "skip_special_tokens": _BOOL,
+    "stop": _TEXT_OR_TEXTS,
+    "stop_token_ids": _INTS,
+    "structured_outputs": _OBJECT,
+    "top_k": _INT,
+}
+MESSAGES_ENGINE: Final[dict[str, Schema]] = {
+    "max_tokens": _INT,
+    "output_config": _OBJECT,
+    "stop_sequences": _TEXTS,
+    "system": {"anyOf": [_TEXT, {"type": "array", "items": _OBJECT}]},
+    "temperature": _NUMBER,
+    "thinking": _OBJECT,
+    "tool_choice": _OBJECT,
+    "tools": {"type": "array", "items": _OBJECT},
+    "top_k": _INT,
+    "top_p": _NUMBER,
+    "chat_template_kwargs": _OBJECT,  # vLLM's extension
+}
+
 OURS: Final[dict[str, Schema]] = {
     "model": _TEXT | {"examples": ["instructloop", "instructloop@v0000"]},
     "n": _INT | {"minimum": 1},
@@ -82,8 +129,10 @@ OURS: Final[dict[str, Schema]] = {
     "user": _TEXT | {"maxLength": 256},
     "safety_identifier": _TEXT | {"maxLength": 256},
     "store": _BOOL,
-    "metadata": {"type": "object", "additionalProperties": _TEXT, "maxProperties": 16},
+    "metadata": _TAGS,
 }
+RESPONSES_OURS: Final = {name: OURS[name] for name in OURS.keys() - {"n"}}
+MESSAGES_OURS: Final = {name: OURS[name] for name in RESPONSES_OURS.keys() - {"stream_options"}}
 MESSAGES: Final[Schema] = {
     "type": "array",
     "minItems": 1,
@@ -93,12 +142,30 @@ PROMPT: Final[Schema] = {
     "anyOf": [_TEXT, _TEXTS, _INTS, {"type": "array", "items": _INTS}],
     "description": "Batches and token ids are answered, but not logged: they take no feedback.",
 }
+INPUT: Final[Schema] = {
+    "anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _OBJECT}],
+    "description": "Text, or messages, function calls and their outputs; no media.",
+}
 HINTS: Final[dict[str, Schema]] = {
     "service_tier": _TEXT,
     "prompt_cache_key": _TEXT,
     "prompt_cache_retention": _TEXT,
     "prediction": _OBJECT,
 }
+MESSAGES_HINTS: Final[dict[str, Schema]] = {"service_tier": _TEXT, "cache_control": _OBJECT}
+
+STATEFUL: Final = {
+    "background": "a reply ends with its request",
+    "conversation": "send the whole conversation as `input`",
+    "previous_response_id": "send the whole conversation as `input`",
+    "previous_input_messages": "send the whole conversation as `input`",
+    "prompt": "there are no stored prompt templates",
+    "enable_response_messages": "what the model read is not shown",
+    "container": "there are no containers",
+    "context_management": "the context is the client's to manage",
+    "mcp_servers": "there are no hosted tools",
+}
+"""What needs a server that remembers or acts, and what to do instead; false and null pass."""
 
 STEERING: Final = frozenset(
     {
@@ -132,9 +199,16 @@ BESIDE_PROMPT: Final[dict[str, Any]] = {
     "truncate_prompt_tokens": None,
     "echo": False,
     "suffix": None,
+    "truncation": "disabled",
+    "reasoning": None,
+    "reasoning_effort": None,
+    "thinking": None,
 }
 """With another value than this the messages alone are not what the model saw, or the text is not
 its answer: the reply is logged and can be rated, but never trains."""
+
+MOST_TOKENS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""How long an answer may be, as the APIs call it."""
 
 RECORDED: Final = (
     "temperature",
@@ -143,6 +217,7 @@ RECORDED: Final = (
     "min_p",
     "max_tokens",
     "max_completion_tokens",
+    "max_output_tokens",
     "min_tokens",
     "ignore_eos",
     "seed",

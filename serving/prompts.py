@@ -20,7 +20,7 @@ def read_messages(messages: Any, max_chars: int) -> list[dict[str, Any]]:
     chars = 0
     for index, message in enumerate(messages):
         chars += _message_chars(message, f"messages[{index}]")
-    _refuse_long(chars, max_chars, "messages")
+    refuse_long(chars, max_chars, "messages")
     return messages
 
 
@@ -28,7 +28,8 @@ def _message_chars(message: Any, where: str) -> int:
     """How much text a message holds. Raises BadRequest for anything but text."""
     if not isinstance(message, dict):
         raise BadRequest(f"{where} must be an object", param=where)
-    if message.get("role") not in fields.ROLES:
+    role = message.get("role")
+    if not isinstance(role, str) or role not in fields.ROLES:
         raise BadRequest(
             f"{where}.role must be one of {', '.join(sorted(fields.ROLES))}", param=f"{where}.role"
         )
@@ -84,13 +85,14 @@ def read_text_prompt(prompt: Any, max_chars: int) -> tuple[int, dict[str, str] |
     if len(prompt) > _MAX_PROMPTS:
         raise BadRequest(f"`prompt` takes at most {_MAX_PROMPTS} prompts", param="prompt")
     if all(isinstance(item, str) for item in prompt):
-        _refuse_long(sum(map(len, prompt)), max_chars, "prompt")
+        refuse_long(sum(map(len, prompt)), max_chars, "prompt")
         return len(prompt), {"prompt": prompt[0]} if len(prompt) == 1 else None
     if all(isinstance(p, list) and p and all(type(t) is int for t in p) for p in prompt):
         return len(prompt), None
     raise BadRequest("`prompt` must be text, a list of texts, or token ids", param="prompt")
 
 
-def _refuse_long(chars: int, most: int, name: str) -> None:
+def refuse_long(chars: int, most: int, name: str) -> None:
+    """Raises TooLarge."""
     if chars > most:
         raise TooLarge(f"`{name}` holds {chars} characters, the limit is {most}", param=name)

@@ -15,7 +15,8 @@ import orjson
 from core.errors import BadRequest, NotFound
 from core.records import ApiKey
 from serving import fields
-from serving.prompts import check_template_keywords, read_messages, read_text_prompt
+from serving.apis import Api
+from serving.prompts import check_template_keywords
 
 MODEL = "instructloop"
 MAX_TOKEN_CHOICES = 255  # what a completion id has room for
@@ -24,21 +25,6 @@ _MAX_METADATA = 16
 _MAX_METADATA_KEY_CHARS = 64
 _MAX_METADATA_VALUE_CHARS = 512
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Api:
-    """One of the two completion APIs."""
-
-    path: str
-    prefix: str
-    """What the engine puts before our token to make the id."""
-    prompt_field: str
-    engine_fields: frozenset[str]
-
-
-CHAT = Api("/v1/chat/completions", "chatcmpl", "messages", frozenset(fields.CHAT_ENGINE))
-TEXT = Api("/v1/completions", "cmpl", "prompt", frozenset(fields.TEXT_ENGINE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +62,15 @@ class Asked:
         """Whether the client asked for the usage event of a stream."""
         return bool(self.stream_options.get("include_usage"))
 
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of one answer, if the request says so."""
+        for name in fields.MOST_TOKENS:
+            value = self.engine_fields.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                return value
+        return None
+
     def end_user(self, key: ApiKey) -> str:
         """Who is asking: the name the application gave, else the key itself."""
         return self.user or key.id
@@ -91,35 +86,40 @@ def parse(api: Api, body: bytes, limits: Limits) -> Asked:
     """Read a request. Raises BadRequest, NotFound (model), TooLarge (prompt)."""
     said = _fields_of(api, body)
     _refuse_unknown(api, said)
+    check_template_keywords(said.get("chat_template_kwargs"))
     n = _count(said.get("n"), limits)
-    prompts, recorded = _read_prompt(api, said, limits)
+    prompt = api.read_prompt(said, limits.max_prompt_chars)
     passed = {k: v for k, v in said.items() if k in api.engine_fields and v is not None}
     passed[api.prompt_field] = said[api.prompt_field]
     if n > 1:
         passed["n"] = n
     stream = _typed(said, "stream", bool, False)
-    stored = _typed(said, "store", bool, True) and recorded is not None
+    stored = _typed(said, "store", bool, True) and prompt.recorded is not None
+    beside = {**_beside_prompt(passed), **prompt.beside}
+    user, metadata = _who_and_tags(api, said)
     return Asked(
         api=api,
         engine_fields=passed,
         version=_version(said.get("model")),
         stream=stream,
         stream_options=_stream_options(said, stream),
-        choices=min(n * prompts, MAX_TOKEN_CHOICES),
-        prompt=recorded,
-        canonical=_canonical(api, passed),
+        choices=min(n * prompt.count, MAX_TOKEN_CHOICES),
+        prompt=prompt.recorded,
+        canonical=_encode({api.tag_field: prompt.seen, **beside}, orjson.OPT_SORT_KEYS),
         stored=stored,
-        user=_user(said),
-        metadata=_metadata(said),
-        trains=not _beside_prompt(passed),
+        user=user,
+        metadata=metadata,
+        trains=not beside,
     )
 
 
 def engine_body(asked: Asked, *, model: str, steering: Mapping[str, Any]) -> bytes:
-    """The body for the engine. `steering` is what the gateway sets itself."""
-    body = {"model": model, **asked.engine_fields, **steering}
+    """The body for the engine. `steering` is what the gateway may set itself."""
+    taken = {name: value for name, value in steering.items() if name in asked.api.steering}
+    body = {"model": model, **asked.engine_fields, **asked.api.always, **taken}
     if asked.stream:
         body["stream"] = True
+    if asked.stream and asked.api.asks_usage:
         body["stream_options"] = {**asked.stream_options, "include_usage": True}
     return _encode(body)
 
@@ -137,13 +137,23 @@ def _fields_of(api: Api, body: bytes) -> dict[str, Any]:
 
 
 def _refuse_unknown(api: Api, said: Mapping[str, Any]) -> None:
-    for name in said:
-        if name in api.engine_fields or name in fields.OURS or name in fields.HINTS:
+    known = api.engine_fields.keys() | api.our_fields.keys() | api.hints.keys()
+    for name, value in said.items():
+        if name in known or name == api.prompt_field:
             continue
-        if name == api.prompt_field:
+        if name in fields.STATEFUL and (value is None or value is False):
             continue
-        why = "is set by the service, not by clients" if name in fields.STEERING else "is unknown"
-        raise BadRequest(f"the field `{name}` {why}", param=name, code="unknown_parameter")
+        raise BadRequest(
+            f"the field `{name[:100]}` {_why_not(name)}",
+            param=name[:100],
+            code="unknown_parameter",
+        )
+
+
+def _why_not(name: str) -> str:
+    if name in fields.STATEFUL:
+        return f"is not supported: {fields.STATEFUL[name]}"
+    return "is set by the service, not by clients" if name in fields.STEERING else "is unknown"
 
 
 def _typed(said: Mapping[str, Any], name: str, kind: type[_T], default: _T) -> _T:
@@ -188,15 +198,26 @@ def _stream_options(said: Mapping[str, Any], stream: bool) -> dict[str, Any]:
     if options and not stream:
         raise BadRequest("`stream_options` goes with `stream`: true", param="stream_options")
     for name in options:
-        if name not in ("include_usage", "continuous_usage_stats"):
+        if name not in ("include_usage", "continuous_usage_stats", "include_obfuscation"):
             raise BadRequest(f"unknown stream option `{name}`", param=f"stream_options.{name}")
     # without the usage event the engine sends no usage with the other events either
-    return options if options.get("include_usage") else {}
+    if not options.get("include_usage"):
+        return {}
+    return {name: value for name, value in options.items() if name != "include_obfuscation"}
 
 
-def _user(said: Mapping[str, Any]) -> str | None:
-    for name in ("user", "safety_identifier"):
-        value = _typed(said, name, str, "")
+def _who_and_tags(api: Api, said: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """The end user's name, wherever this API says it, and the tags."""
+    metadata = dict(_typed(said, "metadata", dict, {}))
+    named = {name: said.get(name) for name in ("user", "safety_identifier")}
+    if api.metadata_user is not None:
+        named[f"metadata.{api.metadata_user}"] = metadata.pop(api.metadata_user, None)
+    return _user(named), _tags(metadata)
+
+
+def _user(named: Mapping[str, Any]) -> str | None:
+    for name in named:
+        value = _typed(named, name, str, "")
         if len(value) > _MAX_NAME_CHARS:
             raise BadRequest(f"`{name}` is longer than {_MAX_NAME_CHARS} characters", param=name)
         if value:
@@ -204,8 +225,7 @@ def _user(said: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _metadata(said: Mapping[str, Any]) -> dict[str, str]:
-    metadata: dict[str, Any] = _typed(said, "metadata", dict, {})
+def _tags(metadata: dict[str, Any]) -> dict[str, str]:
     if len(metadata) > _MAX_METADATA:
         raise BadRequest(f"`metadata` has more than {_MAX_METADATA} entries", param="metadata")
     for key, value in metadata.items():
@@ -218,12 +238,6 @@ def _metadata(said: Mapping[str, Any]) -> dict[str, str]:
                 param="metadata",
             )
     return metadata
-
-
-def _canonical(api: Api, passed: Mapping[str, Any]) -> bytes:
-    """The prompt and whatever else the model sees beside it, in a fixed form."""
-    seen = {api.prompt_field: passed[api.prompt_field], **_beside_prompt(passed)}
-    return _encode(seen, orjson.OPT_SORT_KEYS)
 
 
 def _beside_prompt(passed: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,13 +254,3 @@ def _encode(value: Any, option: int = 0) -> bytes:
         return orjson.dumps(value, option=option)
     except orjson.JSONEncodeError:
         raise BadRequest("the body is nested too deeply") from None
-
-
-def _read_prompt(
-    api: Api, said: Mapping[str, Any], limits: Limits
-) -> tuple[int, list[dict[str, Any]] | dict[str, str] | None]:
-    """How many prompts there are, and the one to log."""
-    if api is CHAT:
-        check_template_keywords(said.get("chat_template_kwargs"))
-        return 1, read_messages(said["messages"], limits.max_prompt_chars)
-    return read_text_prompt(said["prompt"], limits.max_prompt_chars)

@@ -6,7 +6,7 @@ came. Knows nothing of completions; `serving/transcript.py` reads what is in the
 
 import re
 
-_BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
 DONE = b"[DONE]"
 
 

@@ -1,10 +1,12 @@
 """What a reply said: choices, token counts, versions, errors, read beside the bytes. Pure.
 
 A unary body or the events of a stream go in; what is logged comes out, so that what is recorded is
-what was sent. Never changes a byte. Knows the shapes of OpenAI's replies and vLLM's marks (errors
-inside a stream under HTTP 200, `: policy-version` comments); knows no connection.
+what was sent. Never changes a byte. The words of each API are read by serving/replies.py; what all
+share is here: vLLM's marks (errors inside a stream under HTTP 200, `: policy-version` comments),
+and whether the reply is fit to be rated. Knows no connection.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -21,6 +23,8 @@ class Kind(Enum):
     """What an event of a stream is to the gateway."""
 
     COMMENT = "comment"
+    PRELUDE = "prelude"
+    """Said before the engine has generated anything: an error may still come first."""
     DATA = "data"
     USAGE = "usage"
     """The last event before the end, that carries usage and no choice."""
@@ -35,6 +39,8 @@ class Answer:
     text: list[str] = field(default_factory=list)
     finish_reason: str | None = None
     tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    tokens: int = 0
+    """Tokens that the reply showed one by one, which it does only if asked to."""
 
     def recorded(self, tokens: int | None) -> dict[str, Any]:
         """As it is logged."""
@@ -51,13 +57,16 @@ class Answer:
 class Transcript:
     """What was said so far."""
 
+    reader: "Reader"
     id: str | None = None
     begun: bool = False
-    """Whether anything but errors and comments was said."""
+    """Whether anything but errors, comments and preludes was said."""
     answers: dict[int, Answer] = field(default_factory=dict)
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     versions: list[str] = field(default_factory=list)
+    first_version: str | None = None
+    """Of the first token of a stream; what is said before is no token of any version."""
     error: str | None = None
     """Why no answer of this reply may be rated; None when it is whole."""
 
@@ -86,27 +95,37 @@ class Transcript:
         if not isinstance(said, dict):
             self.error = "unreadable"
             return Kind.DATA
-        if said.get("error"):
+        try:
+            kind = self.reader(self, said)
+        except (AttributeError, LookupError, TypeError):  # no engine that we know says this
+            self.error = "unreadable"
+            kind = Kind.DATA
+        if kind is Kind.ERROR:
             self.error = "engine"
-            return Kind.ERROR
-        self.begun = True
-        if self.id is None:
-            self.id = said.get("id")
-        choices = said.get("choices") or []
-        for choice in choices:
-            self._see_choice(choice)
-        if usage := said.get("usage"):
-            self.prompt_tokens = usage.get("prompt_tokens")
-            self.completion_tokens = usage.get("completion_tokens")
-        return Kind.USAGE if usage and not choices else Kind.DATA
+        elif kind is not Kind.PRELUDE and not self.begun:
+            self.begun = True
+            self.first_version = self.versions[-1] if self.versions else None
+        return kind
+
+    def named(self, given: Any) -> None:
+        """The reply's id, as the engine says it first."""
+        if self.id is None and isinstance(given, str):
+            self.id = given
+
+    def answer(self, index: int) -> Answer:
+        """The choice with this index."""
+        return self.answers.setdefault(index, Answer())
 
     def choices(self) -> list[dict[str, Any]]:
         """All answers, by index, as they are logged."""
-        alone = len(self.answers) == 1
-        return [
-            self.answers[index].recorded(self.completion_tokens if alone else None)
-            for index in sorted(self.answers)
-        ]
+        return [self.answers[i].recorded(self._tokens_of(i)) for i in sorted(self.answers)]
+
+    def _tokens_of(self, index: int) -> int | None:
+        """The tokens of one choice: engines give only the total, unless each token was shown."""
+        if len(self.answers) == 1:
+            return self.completion_tokens
+        shown = sum(answer.tokens for answer in self.answers.values())
+        return self.answers[index].tokens if shown and shown == self.completion_tokens else None
 
     @property
     def finished(self) -> bool:
@@ -127,27 +146,11 @@ class Transcript:
             if comment.startswith(_VERSION_COMMENT):
                 self.served_by(comment.removeprefix(_VERSION_COMMENT).decode("ascii", "replace"))
 
-    def _see_choice(self, choice: dict[str, Any]) -> None:
-        answer = self.answers.setdefault(choice.get("index", 0), Answer())
-        if reason := choice.get("finish_reason"):
-            answer.finish_reason = reason
-        part = choice.get("delta") or choice.get("message") or {}
-        text = choice.get("text") or part.get("content")
-        if isinstance(text, str):
-            answer.text.append(text)
-        for position, call in enumerate(part.get("tool_calls") or ()):
-            _see_call(answer.tool_calls, call.get("index", position), call)
+
+Reader = Callable[[Transcript, Mapping[str, Any]], Kind]
+"""Adds a parsed body or event to the transcript, and says what it was."""
 
 
 def _ran_dry(answer: Answer) -> bool:
     """All its tokens and no text: what vLLM answers when the weights give NaN."""
     return answer.finish_reason == "length" and not any(answer.text) and not answer.tool_calls
-
-
-def _see_call(calls: dict[int, dict[str, Any]], index: int, call: dict[str, Any]) -> None:
-    """Add a tool call, or the next piece of one: its arguments come bit by bit."""
-    function = call.get("function") or {}
-    known = calls.setdefault(index, {"id": None, "name": None, "arguments": ""})
-    known["id"] = call.get("id") or known["id"]
-    known["name"] = function.get("name") or known["name"]
-    known["arguments"] += function.get("arguments") or ""

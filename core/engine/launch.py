@@ -36,6 +36,7 @@ _CPU_BATCHED_TOKENS = 4096
 _NOT_FOR_THE_ENGINE = (
     "VLLM_API_KEY",
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",
+    "VLLM_ENABLE_RESPONSES_API_STORE",  # it would keep every response, for ever
     "VLLM_PORT",
     "PROMETHEUS_MULTIPROC_DIR",  # the engine has metrics of its own
 )
@@ -47,6 +48,9 @@ class EngineSpec:
 
     `logprobs` says whether reported log-probabilities are of the distribution that was sampled
     from ("processed": after temperature and top-p, as PPO needs them) or of the bare model ("raw").
+    `tool_parser` is vLLM's name for the form in which the model writes tool calls, which depends on
+    the model; without one (None) a request with tools has to name or require a call. "hermes" is
+    the commonest form among open models: JSON between `<tool_call>` tags.
     """
 
     model: Path
@@ -62,6 +66,7 @@ class EngineSpec:
     threads: int = 1
     shutdown_seconds: int = 20
     logprobs: Literal["processed", "raw"] = "processed"
+    tool_parser: str | None = "hermes"
 
     @property
     def tokens_file(self) -> Path:
@@ -159,6 +164,10 @@ def command(spec: EngineSpec) -> list[str]:
         "--disable-uvicorn-access-log",
         *("--uvicorn-log-level", "warning"),
     ]
+    if spec.tool_parser is not None:
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
+        # else a call that was required may come without its name, or with any arguments
+        flags += ["--tool-strict-level", "parameter"]
     if is_cpu_build():
         # the default block of 128 tokens would keep short prompts out of the prefix cache;
         # compiling costs 40 s of start and gains a tenth of throughput

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import re
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +13,13 @@ import openai
 import pytest
 
 from core import ids
-from core.engine.client import EngineClient
-from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until_ready
-from core.keyring import Keyring
-from serving import fields
+from core.engine.launch import EngineSpec
+from serving import apis, fields
 from tests.conftest import eventually
 from tests.serving.conftest import CHAT, TEXT, announce, running_gateway
 from tests.serving.engine_double import WORDS, EngineDouble
+from tests.serving.real_engine import control, share_data_token
 from tests.serving.tap import Tap
-from tests.tiny_model import make_tiny_model
 
 ENGINES = ["double", pytest.param("vllm", marks=pytest.mark.slow)]
 PATHS = [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
@@ -48,42 +44,6 @@ class Rig:
         async with self.gateway.post(path, {**body, **ANSWER}) as response:
             assert response.status == 200
             return await response.read()
-
-
-@pytest.fixture(scope="module")
-def vllm() -> Iterator[EngineSpec]:
-    """The real engine with a tiny random model, started when the first test wants it."""
-    with tempfile.TemporaryDirectory(prefix="il-") as name:
-        folder = Path(name)
-        keyring = Keyring(folder / "secrets")
-        spec = EngineSpec(
-            model=make_tiny_model(folder / "model"),
-            socket=folder / "e.sock",
-            served_name="instructloop",
-            policy_version="v0000",
-            data_token=keyring.token("engine-data.token"),
-            control_token=keyring.token("engine-control.token"),
-            log=folder / "e.log",
-            max_num_seqs=8,
-        )
-        process = start_engine(spec)
-
-        async def ready() -> None:
-            async with control(spec) as client:
-                await wait_until_ready(client, process, timeout=240, log=spec.log)
-
-        try:
-            with ThreadPoolExecutor() as beside:  # the test's own loop runs in this thread
-                beside.submit(lambda: asyncio.run(ready())).result()
-            yield spec
-        finally:
-            stop_engine(process, 20)
-
-
-def control(spec: EngineSpec) -> EngineClient:
-    return EngineClient(
-        socket=spec.socket, data_token=spec.data_token, control_token=spec.control_token
-    )
 
 
 @pytest.fixture(params=ENGINES)
@@ -115,11 +75,7 @@ async def double_rig(redis, settings, folder, _):
 
 @asynccontextmanager
 async def vllm_rig(redis, settings, folder, spec: EngineSpec):
-    secrets = folder / "secrets"
-    secrets.mkdir(mode=0o700)
-    (secrets / "engine-data.token").touch(mode=0o600)
-    (secrets / "engine-data.token").write_text(spec.data_token)
-
+    share_data_token(spec, folder)
     async with (
         control(spec) as client,
         tapped_gateway(redis, settings, folder, spec.socket) as (gateway, tap),
@@ -274,41 +230,19 @@ async def test_sampling_fields_reach_vllm_and_mean_what_they_say(
 
 
 @pytest.mark.slow
-async def test_no_route_of_vllm_is_reachable_but_ours(vllm, redis, gateway_settings, state_dir):
-    connector = aiohttp.UnixConnector(str(vllm.socket))
-    async with aiohttp.ClientSession("http://engine", connector=connector) as http:
-        headers = {"Authorization": f"Bearer {vllm.control_token}"}
-        async with http.get("/openapi.json", headers=headers) as response:
-            paths = (await response.json())["paths"]
-    assert "/collective_rpc" in paths
-    async with vllm_rig(redis, gateway_settings, state_dir, vllm) as rig:
-        ours = {"/v1/models", "/v1/chat/completions", "/v1/completions", "/metrics"}
-        async with rig.gateway.get("/v1/models"):
-            pass
-        before = len(rig.tap.requests)
-        for path, methods in paths.items():
-            for method in methods:
-                if path in ours or method not in ("get", "post"):
-                    continue
-                url = rig.gateway.url + re.sub(r"\{\w+\}", "x", path)
-                headers = {"Authorization": f"Bearer {rig.gateway.secret}"}
-                async with rig.gateway.http.request(method, url, headers=headers) as response:
-                    assert response.status in (401, 403, 404, 405), path
-        assert len(rig.tap.requests) == before
-
-
-@pytest.mark.slow
 async def test_every_field_on_the_allowlist_is_one_that_vllm_knows(vllm):
     connector = aiohttp.UnixConnector(str(vllm.socket))
     async with aiohttp.ClientSession("http://engine", connector=connector) as http:
         headers = {"Authorization": f"Bearer {vllm.control_token}"}
         async with http.get("/openapi.json", headers=headers) as response:
             schemas = (await response.json())["components"]["schemas"]
-    for schema, engine_fields in (
-        ("ChatCompletionRequest", fields.CHAT_ENGINE),
-        ("CompletionRequest", fields.TEXT_ENGINE),
+    for schema, api in (
+        ("ChatCompletionRequest", apis.CHAT),
+        ("CompletionRequest", apis.TEXT),
+        ("ResponsesRequest", apis.RESPONSES),
+        ("AnthropicMessagesRequest", apis.MESSAGES),
     ):
         known = schemas[schema]["properties"].keys()
-        assert engine_fields.keys() <= known
-        ours = fields.OURS.keys() | fields.STEERING | {"messages", "prompt"}
-        assert known - engine_fields.keys() - ours == set()
+        assert api.engine_fields.keys() | api.steering | {api.prompt_field} <= known
+        ours = fields.OURS.keys() | fields.STEERING | fields.STATEFUL.keys() | api.hints.keys()
+        assert known - api.engine_fields.keys() - ours <= {api.prompt_field}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from core.errors import BadRequest, InstructLoopError, NotFound, TooLarge
 from core.records import ApiKey
 from serving import fields
-from serving.requests import CHAT, TEXT, Limits, engine_body, parse
+from serving.apis import CHAT, TEXT
+from serving.requests import Limits, engine_body, parse
 
 LIMITS = Limits(max_choices=5, max_prompt_chars=1000)
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -270,4 +271,4 @@ def test_whatever_is_said_is_taken_or_refused_and_steering_never_passes(said):
     passed = orjson.loads(engine_body(asked, model="m", steering={}))
     assert not passed.keys() & fields.STEERING
     ours = {"messages", "model", "n", "stream", "stream_options"}
-    assert passed.keys() <= CHAT.engine_fields | ours
+    assert passed.keys() <= CHAT.engine_fields.keys() | ours

@@ -1,7 +1,12 @@
 """What is read from replies: choices, counts, versions, errors."""
 
 import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from serving import sse
+from serving.replies import read_choices, read_message, read_response
 from serving.transcript import Kind, Transcript
 
 
@@ -15,7 +20,7 @@ def delta(index: int, reason: str | None = None, **said) -> bytes:
 
 
 def test_interleaved_choices_are_put_together_by_index():
-    transcript = Transcript()
+    transcript = Transcript(read_choices)
     for piece in (
         delta(1, content="B"),
         delta(0, content="A"),
@@ -41,7 +46,7 @@ def usage(prompt: int, completion: int) -> dict:
 
 
 def test_a_usage_that_comes_with_every_event_ends_with_the_total():
-    transcript = Transcript()
+    transcript = Transcript(read_choices)
     for count in (1, 2, 3):
         piece = {"choices": [{"index": 0, "text": "x"}], "usage": usage(4, count)}
         assert transcript.see(event(piece)) is Kind.DATA
@@ -49,7 +54,7 @@ def test_a_usage_that_comes_with_every_event_ends_with_the_total():
 
 
 def test_tool_calls_are_put_together_from_their_pieces():
-    transcript = Transcript()
+    transcript = Transcript(read_choices)
     pieces = [
         {"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}},
         {"index": 1, "id": "b", "function": {"name": "g", "arguments": "{"}},
@@ -64,7 +69,7 @@ def test_tool_calls_are_put_together_from_their_pieces():
         {"id": "b", "name": "g", "arguments": "{}"},
     ]
     assert transcript.choices()[0]["tool_calls"] == whole
-    unary = Transcript()
+    unary = Transcript(read_choices)
     calls = [
         {"id": c["id"], "function": {"name": c["name"], "arguments": c["arguments"]}} for c in whole
     ]
@@ -73,11 +78,11 @@ def test_tool_calls_are_put_together_from_their_pieces():
 
 
 def test_an_error_makes_the_reply_unfit_and_a_cut_answer_too():
-    broken = Transcript()
+    broken = Transcript(read_choices)
     broken.see(delta(0, content="x"))
     assert broken.see(event({"error": {"message": "dead", "code": 500}})) is Kind.ERROR
     assert broken.verdict == "engine"
-    cut = Transcript()
+    cut = Transcript(read_choices)
     cut.see(delta(0, content="x", reason="abort"))
     assert cut.verdict == "aborted"
 
@@ -85,14 +90,14 @@ def test_an_error_makes_the_reply_unfit_and_a_cut_answer_too():
 def test_tokens_without_text_are_unfit_and_an_answer_that_ended_empty_is_not():
     """With NaN in its weights vLLM says 200, no text, and that the length was reached."""
     for reason, verdict in (("length", "no_text"), ("stop", None)):
-        transcript = Transcript()
+        transcript = Transcript(read_choices)
         transcript.see(delta(0, content=""))
         transcript.see(delta(0, content="", reason=reason))
         assert transcript.verdict == verdict
 
 
 def test_an_error_before_anything_else_leaves_the_reply_unbegun():
-    transcript = Transcript()
+    transcript = Transcript(read_choices)
     transcript.see(b": keep-alive\n\n")
     transcript.see(event({"error": {"message": "full"}}))
     assert not transcript.begun
@@ -101,7 +106,7 @@ def test_an_error_before_anything_else_leaves_the_reply_unbegun():
 
 
 def test_comments_of_our_guard_add_versions_in_order_and_others_nothing():
-    transcript = Transcript()
+    transcript = Transcript(read_choices)
     transcript.served_by("v0001")
     for comment in (b": ping\n\n", b": policy-version v0002\n\n", b": policy-version v0002\n\n"):
         assert transcript.see(comment) is Kind.COMMENT
@@ -110,7 +115,129 @@ def test_comments_of_our_guard_add_versions_in_order_and_others_nothing():
 
 def test_what_is_no_json_is_recorded_as_unreadable_and_raises_nothing():
     for body in (b"<html>", b"[1]", b"null", b'{"choices": null}'):
-        transcript = Transcript()
+        transcript = Transcript(read_choices)
         transcript.read(body)
         assert transcript.choices() == []
     assert transcript.error is None
+
+
+def named(kind: str, **said) -> bytes:
+    return b"event: " + kind.encode() + b"\n" + event({"type": kind, **said})
+
+
+MESSAGE_STREAM = [
+    named("message_start", message={"id": "chatcmpl-1", "usage": {"input_tokens": 5}}),
+    named("ping"),
+    named("content_block_start", index=0, content_block={"type": "thinking", "thinking": ""}),
+    named("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "hm"}),
+    named("content_block_start", index=1, content_block={"type": "text", "text": ""}),
+    named("content_block_delta", index=1, delta={"type": "text_delta", "text": "É"}),
+    named("content_block_delta", index=1, delta={"type": "text_delta", "text": "🙂"}),
+    named("content_block_stop", index=1),
+    named(
+        "content_block_start",
+        index=2,
+        content_block={"type": "tool_use", "id": "c", "name": "f", "input": {}},
+    ),
+    named(
+        "content_block_delta", index=2, delta={"type": "input_json_delta", "partial_json": '{"a":'}
+    ),
+    named("content_block_delta", index=2, delta={"type": "input_json_delta", "partial_json": "1}"}),
+    named(
+        "message_delta",
+        delta={"stop_reason": "tool_use"},
+        usage={"input_tokens": 3, "cache_read_input_tokens": 2, "output_tokens": 9},
+    ),
+    named("message_stop"),
+]
+RESPONSE_STREAM = [
+    named("response.created", response={"id": "resp_1", "output": []}),
+    named("response.in_progress", response={"id": "resp_1"}),
+    named("response.output_item.added", output_index=0, item={"type": "message"}),
+    named("response.output_text.delta", output_index=0, delta="É"),
+    named("response.output_text.delta", output_index=0, delta="🙂"),
+    named(
+        "response.output_item.added",
+        output_index=1,
+        item={"type": "function_call", "call_id": "c", "name": "f", "arguments": ""},
+    ),
+    named("response.function_call_arguments.delta", output_index=1, delta='{"a":'),
+    named("response.function_call_arguments.delta", output_index=1, delta="1}"),
+]
+RESPONSE_END = named(
+    "response.completed",
+    response={
+        "id": "resp_1",
+        "status": "completed",
+        "output": [
+            {"type": "message", "content": [{"type": "output_text", "text": "É🙂"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a":1}'},
+        ],
+        "usage": {"input_tokens": 5, "output_tokens": 9},
+    },
+)
+SAID = {"text": "É🙂", "tool_calls": [{"id": "c", "name": "f", "arguments": '{"a":1}'}]}
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, 1500)))
+@pytest.mark.parametrize(
+    ("reader", "events"),
+    [(read_message, MESSAGE_STREAM), (read_response, [*RESPONSE_STREAM, RESPONSE_END])],
+)
+def test_streams_of_other_apis_say_the_same_wherever_they_are_cut(reader, events, cuts):
+    whole = b"".join(events)
+    edges = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
+    transcript, rest, kind = Transcript(reader), b"", None
+    for start, end in zip(edges, edges[1:], strict=False):
+        found, rest = sse.split(rest + whole[start:end])
+        for piece in found:
+            kind = transcript.see(piece)
+    assert kind is Kind.DONE
+    assert transcript.choices() == [{**SAID, "finish_reason": "tool_calls", "tokens": 9}]
+    assert (transcript.prompt_tokens, transcript.completion_tokens) == (5, 9)
+    assert transcript.verdict is None
+
+
+def test_what_a_response_said_before_it_broke_off_is_known():
+    transcript = Transcript(read_response)
+    kinds = [transcript.see(piece) for piece in RESPONSE_STREAM]
+    assert kinds[:3] == [Kind.PRELUDE, Kind.PRELUDE, Kind.DATA]
+    assert transcript.choices() == [{**SAID, "finish_reason": None, "tokens": None}]
+    assert not transcript.finished
+    assert transcript.see(named("response.failed", response={})) is Kind.ERROR
+    assert transcript.verdict == "engine"
+
+
+@pytest.mark.parametrize(
+    ("reader", "said", "verdict"),
+    [
+        (read_message, {"type": "message", "content": [{"type": "text", "text": "x"}]}, "aborted"),
+        (read_message, {"type": "message", "content": [], "stop_reason": "max_tokens"}, "no_text"),
+        (read_response, {"object": "response", "status": "cancelled"}, "aborted"),
+        (read_response, {"object": "response", "status": "failed"}, "aborted"),
+        (read_response, {"object": "response", "status": "incomplete", "output": []}, "no_text"),
+        (read_response, {"object": "response", "status": "completed", "output": []}, None),
+        (read_response, {"object": "response", "status": "completed", "output": [3]}, "unreadable"),
+        (read_choices, {"choices": [{"logprobs": 3}]}, "unreadable"),
+    ],
+)
+def test_what_was_cut_off_or_says_nothing_may_not_be_rated(reader, said, verdict):
+    transcript = Transcript(reader)
+    transcript.read(orjson.dumps(said))
+    assert transcript.verdict == verdict
+
+
+def test_tokens_of_several_choices_are_counted_where_the_reply_shows_each():
+    def reply(total: int, **shown) -> list[int | None]:
+        transcript = Transcript(read_choices)
+        choices = [{"index": i, "text": "x", **shown} for i in range(2)]
+        transcript.read(orjson.dumps({"choices": choices, "usage": usage(3, total)}))
+        return [choice["tokens"] for choice in transcript.choices()]
+
+    assert reply(6, token_ids=[7, 8, 9]) == [3, 3]
+    assert reply(4, logprobs={"tokens": ["a", "b"]}) == [2, 2]
+    assert reply(2, logprobs={"content": [{"token": "a"}]}) == [1, 1]
+    # with `echo` the prompt's tokens are among those that are shown
+    assert reply(2, logprobs={"tokens": ["prompt", "a"]}) == [None, None]
+    assert reply(2) == [None, None]

@@ -41,7 +41,9 @@ def test_the_engine_inherits_no_secret_of_ours_and_no_switch_that_opens_or_logs(
     monkeypatch.setenv("VLLM_API_KEY", "key")
     monkeypatch.setenv("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "1")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    monkeypatch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
     given = environment(spec)
+    assert "VLLM_ENABLE_RESPONSES_API_STORE" not in given
     assert "INSTRUCTLOOP_REDIS_URL" not in given
     assert "VLLM_API_KEY" not in given
     assert "VLLM_DEBUG_LOG_API_SERVER_RESPONSE" not in given
@@ -58,6 +60,13 @@ def test_a_gpu_build_gets_neither_the_cpu_variables_nor_eager_mode(spec, monkeyp
     assert "--enforce-eager" not in command(spec)
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment(spec)
     assert "OMP_NUM_THREADS" not in environment(spec)
+
+
+def test_tools_are_parsed_in_the_form_that_the_spec_says_or_not_at_all(spec):
+    flags = command(spec)
+    assert flags[flags.index("--tool-call-parser") + 1] == "hermes"
+    assert "--enable-auto-tool-choice" in flags
+    assert "--enable-auto-tool-choice" not in command(replace(spec, tool_parser=None))
 
 
 def test_rpc_sockets_lie_beside_the_engine_s_unless_the_path_is_too_long(spec):
