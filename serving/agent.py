@@ -17,6 +17,7 @@ from typing import Literal
 from core import keys, registry
 from core.engine.client import EngineClient
 from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until_ready
+from core.engine.progress import Progress
 from core.errors import CorruptVersion, EngineError, NotFound, StartError, Unavailable
 from core.keyring import Keyring
 from core.metrics import SWAP_PAUSE_SECONDS, SWAPS
@@ -29,6 +30,7 @@ from serving.swap import Loadable, SwapFailed, differing_parameters, swap
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
+PROGRESS_SECONDS = 5.0
 HEARTBEAT_EXPIRES_SECONDS = 5
 SWAP_LEASE_SECONDS = 120
 LONGEST_RESTART_DELAY_SECONDS = 30.0
@@ -52,6 +54,9 @@ class Agent:
     process: "subprocess.Popen[bytes] | None" = None
     client: EngineClient | None = None
     failures: int = 0
+    progress: Progress = field(default_factory=Progress)
+    progress_at: float = 0.0
+    """When to look for progress again."""
     refused: set[str] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -99,6 +104,28 @@ async def _look(agent: Agent) -> None:
         await _start(agent, wanted)
     elif wanted and wanted != agent.serving and wanted not in agent.refused:
         await _swap(agent, wanted)
+    elif await _is_stuck(agent):
+        log.error("the engine has work and generates nothing: it is started again")
+        agent.state, agent.detail = "failed", "the engine hung"
+        await _say_state(agent)
+        await _stop_engine(agent)
+
+
+async def _is_stuck(agent: Agent) -> bool:
+    """Whether the engine has shown no progress for too long, though it was asked."""
+    now = time.monotonic()
+    if agent.client is None or not agent.serving or now < agent.progress_at:
+        return False
+    agent.progress_at = now + PROGRESS_SECONDS
+    done: float | None = None
+    in_flight = 0
+    try:
+        done = await agent.client.tokens()
+        in_flight = await agent.client.in_flight()
+    except EngineError as error:
+        log.warning("the engine does not answer: %s", error.message)
+    still = agent.progress.stuck_for(tokens=done, in_flight=in_flight, now=now)
+    return still > agent.settings.engine.hang_seconds
 
 
 async def _start(agent: Agent, wanted: str | None) -> None:
@@ -282,7 +309,7 @@ async def _release_lease(agent: Agent) -> None:
 async def _stop_engine(agent: Agent) -> None:
     client, process = agent.client, agent.process
     agent.client = agent.process = None
-    agent.serving = ""
+    agent.serving, agent.progress = "", Progress()
     if client is not None:
         await client.__aexit__(None, None, None)
     if process is not None:

@@ -1,72 +1,28 @@
-"""Which engines there are, and which of them answers the next request.
+"""Which engines there are.
 
 Two kinds: replicas whose agent says every second in Redis what it serves, and fixed URLs of engines
 that somebody else runs. `watch` keeps the list; with Redis away the last known list stays, because
-engines do not need Redis to answer. Choosing is pure: the fewest requests in flight among those
-that serve what is asked for. Opens no connection to an engine: serving/upstream.py does.
+engines do not need Redis to answer. Which of them answers is decided in serving/routing.py, how
+well each is in serving/health.py. Opens no connection to an engine.
 """
 
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 
 from core import keys, metrics
 from core.errors import NotFound, Unavailable
 from core.records import Replica
 from core.redis_client import Redis, redis_errors
+from serving.breaker import Breaker
+from serving.engines import Engine
 from serving.requests import MODEL, model_not_found
+from serving.routing import choose
 
 WATCH_SECONDS = 0.5
 _WATCH_PATIENCE_SECONDS = 2.0
 _SILENCE_SECONDS = 3.0
-_AVOID_SECONDS = 1.0  # after a failure others are asked first for so long
 EXTERNAL_VERSION = "v0000"
-
-
-@dataclass(slots=True, eq=False)
-class Engine:
-    """One engine, as the gateway sees it. Changes as heartbeats and failures come in."""
-
-    name: str
-    url: str
-    """`http://host:port` or `unix:PATH`."""
-    version: str
-    state: str
-    model: str = MODEL
-    """The name under which the engine knows its model."""
-    fixed: bool = False
-    is_vllm: bool = True
-    feedback_off: str | None = None
-    """Why replies of this engine take no feedback: it gives them ids of its own."""
-    in_flight: int = 0
-    avoid_until: float = 0.0
-    silent_since: float | None = None
-
-    def failed(self) -> None:
-        """It did not answer: ask others first for a while."""
-        self.avoid_until = time.monotonic() + _AVOID_SECONDS
-
-
-def choose(
-    engines: Iterable[Engine], *, version: str | None, tried: Collection[Engine], now: float
-) -> Engine | None:
-    """The engine for a request; None when there is none.
-
-    An engine that swaps holds new requests for a moment, so it is better than none.
-    """
-    fit = [
-        engine
-        for engine in engines
-        if engine.state in ("ready", "swapping")
-        and engine not in tried
-        and version in (None, engine.version)
-    ]
-    return min(
-        fit,
-        key=lambda engine: (engine.state != "ready", engine.avoid_until > now, engine.in_flight),
-        default=None,
-    )
 
 
 class Replicas:
@@ -79,19 +35,24 @@ class Replicas:
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._engines.values())
 
+    def __len__(self) -> int:
+        return len(self._engines)
+
     def add_fixed(self, url: str) -> Engine:
         """An engine that somebody else runs; it takes no traffic before it was probed."""
         engine = Engine(url, url, EXTERNAL_VERSION, "starting", fixed=True)
         self._engines[url] = engine
         return engine
 
-    def pick(self, version: str | None, tried: Collection[Engine] = ()) -> Engine:
-        """The engine for a request.
+    def pick(
+        self, version: str | None, tried: Collection[Engine] = (), near: int | None = None
+    ) -> Engine:
+        """The engine for a request; `near` is a prompt's point (serving/routing.py).
 
         Raises Unavailable when none is there, NotFound when none serves the pinned version.
         """
         now = time.monotonic()
-        engine = choose(self._engines.values(), version=version, tried=tried, now=now)
+        engine = choose(self._engines.values(), version=version, tried=tried, now=now, near=near)
         if engine is not None:
             return engine
         if version is not None and version not in self.versions():
@@ -137,19 +98,22 @@ class Replicas:
             if now - silent.silent_since <= _SILENCE_SECONDS:
                 engines[name] = silent
         self._engines = engines
-        self._show()
 
     def _heard(self, replica: Replica) -> Engine:
         engine = self._engines.get(replica.name)
+        now = time.monotonic()
         if engine is None or engine.url != replica.url:
-            return Engine(replica.name, replica.url, replica.version, replica.state)
+            return Engine(replica.name, replica.url, replica.version, replica.state, well_at=now)
+        if replica.state == "ready" != engine.state:  # its agent has just probed it
+            engine.breaker, engine.well_at = Breaker(), now
         engine.version, engine.state, engine.silent_since = replica.version, replica.state, None
         return engine
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Set the figures: how many engines are in which state."""
         counts: dict[tuple[str, str], int] = dict.fromkeys(self._shown, 0)
         for engine in self._engines.values():
-            label = (engine.version, engine.state)
+            label = (engine.version, engine.shown_state)
             counts[label] = counts.get(label, 0) + 1
         for (version, state), count in counts.items():
             metrics.REPLICAS.labels(version, state).set(count)

@@ -6,34 +6,28 @@ serving/requests.py built; none of its headers do. Knows nothing of what is in a
 """
 
 import asyncio
-import logging
-import secrets
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-import orjson
 
-from core.ids import TOKEN_CHARS
-from serving.replicas import Engine
-
-log = logging.getLogger(__name__)
+from serving.engines import Engine
 
 UNIX = "unix:"
 _CONNECT_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 2.0  # below vLLM's 5, so that a reused connection is not about to be closed
-_PROBE_SECONDS = 30.0
-_LOOK_SECONDS = 2.0
 
 
 class NotAnswered(Exception):
     """The engine gave no reply, and nothing has been sent to the client yet."""
 
-    def __init__(self, why: str, *, stale: bool = False) -> None:
+    def __init__(self, why: str, *, stale: bool = False, is_fault: bool = True) -> None:
         super().__init__(why)
         self.stale = stale
         """A kept connection turned out closed: the engine may be well."""
+        self.is_fault = is_fault
+        """Whether it says that something is wrong with the engine."""
 
 
 class Upstream:
@@ -57,13 +51,13 @@ class Upstream:
         finally:
             response.release() if response.content.at_eof() else response.close()
 
-    async def get(self, engine: Engine, path: str) -> Any:
-        """A JSON document of the engine. Raises aiohttp.ClientError, TimeoutError, ValueError."""
+    async def get(self, engine: Engine, path: str) -> bytes:
+        """A document of the engine. Raises aiohttp.ClientError, TimeoutError."""
         session, base = self._session(engine)
         async with asyncio.timeout(_CONNECT_SECONDS):
             async with session.get(base + path, headers=self._headers(engine)) as response:
                 response.raise_for_status()
-                return orjson.loads(await response.read())
+                return await response.read()
 
     async def forget(self, engines: Collection[Engine]) -> None:
         """Close the sessions of sockets that are none of `engines`' any more."""
@@ -122,41 +116,6 @@ def _new_session(socket: str) -> aiohttp.ClientSession:
         trust_env=False,
         read_bufsize=1 << 16,
     )
-
-
-async def watch_fixed(upstream: Upstream, engine: Engine) -> None:
-    """Keep the state of a fixed engine true until cancelled."""
-    while True:
-        try:
-            if engine.state != "ready":
-                await probe(upstream, engine)
-                engine.state = "ready"
-            else:
-                await upstream.get(engine, "/v1/models")
-        except (aiohttp.ClientError, NotAnswered, OSError, ValueError, LookupError) as error:
-            if engine.state != "failed":
-                log.warning("engine %s is not usable: %s", engine.name, error)
-            engine.state = "failed"
-        await asyncio.sleep(_LOOK_SECONDS)
-
-
-async def probe(upstream: Upstream, engine: Engine) -> None:
-    """Learn what a fixed engine is: the model's name, whether it is vLLM, whether ids are ours.
-
-    Raises aiohttp.ClientError, NotAnswered, OSError (TimeoutError), ValueError, LookupError.
-    """
-    models = (await upstream.get(engine, "/v1/models"))["data"]
-    engine.model = models[0]["id"]
-    engine.is_vllm = models[0].get("owned_by") == "vllm"
-    token = secrets.token_urlsafe(TOKEN_CHARS)[:TOKEN_CHARS]
-    body = orjson.dumps({"model": engine.model, "prompt": "Hello", "max_tokens": 1})
-    async with (
-        asyncio.timeout(_PROBE_SECONDS),
-        upstream.post(engine, "/v1/completions", body, request_id=token) as response,
-    ):
-        reply = await response.read()
-        if response.status == 200:
-            check_id(engine, orjson.loads(reply).get("id"), f"cmpl-{token}")
 
 
 def check_id(engine: Engine, given: str | None, expected: str) -> bool:

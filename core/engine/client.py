@@ -21,11 +21,13 @@ from typing import Any, Literal, Self
 import aiohttp
 import orjson
 
+from core.engine.progress import tokens
 from core.errors import CorruptVersion, EngineError
 
 # 96 tokens that every vocabulary has: longer than two blocks of the prefix cache
 PROBE_PROMPT: tuple[int, ...] = tuple(range(100, 196))
 _CONTROL_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
 _LOAD_SECONDS = 600.0  # reading a large checkpoint from a slow disk
 _GENERATE_SECONDS = 3600.0
 _POLL_SECONDS = 0.02
@@ -107,8 +109,12 @@ class EngineClient:
         top_p: float = 1.0,
         seed: int | None = None,
         concurrency: int = 32,
+        priority: int = 0,
     ) -> list[list[Sample]]:
         """Sample `n` answers to each prompt (token ids); at most `concurrency` answers at a time.
+
+        On an engine that also answers clients give a `priority` above 0, which makes these wait
+        behind theirs, and a `concurrency` below its `max_num_seqs`: what runs is not put back.
 
         Sampling is by `temperature` and `top_p` alone: no other default applies. With a seed each
         answer has its own; yet how requests fall into batches changes the last bits of the logits,
@@ -125,7 +131,9 @@ class EngineClient:
                 "seed": None if seed is None else seed + index * n,
             }
             async with slots:
-                return await self._sample(prompt, sampling, timeout=_GENERATE_SECONDS)
+                return await self._sample(
+                    prompt, sampling, timeout=_GENERATE_SECONDS, priority=priority
+                )
 
         tasks = [asyncio.create_task(answers(i, prompt)) for i, prompt in enumerate(prompts)]
         try:
@@ -140,7 +148,7 @@ class EngineClient:
         On a prompt that was probed before a swap, a stale prefix cache shows in the logprob.
         """
         sampling = {"n": 1, "max_tokens": 1, "temperature": 0.0}
-        (sample,) = await self._sample(prompt, sampling, timeout=_CONTROL_SECONDS)
+        (sample,) = await self._sample(prompt, sampling, timeout=_CONTROL_SECONDS, priority=0)
         return sample
 
     async def pause(self, mode: Literal["keep", "wait"] = "keep") -> None:
@@ -226,6 +234,11 @@ class EngineClient:
         """How many data requests vLLM is working on."""
         return (await self.state()).in_flight
 
+    async def tokens(self) -> float:
+        """How many tokens it has read and written since its start."""
+        text = await self._send("GET", "/metrics", token=self._data_token, timeout=_LOOK_SECONDS)
+        return tokens(text)
+
     async def drain(self, seconds: float) -> int:
         """Wait until nothing is in flight, at most `seconds`; returns how many are left."""
         deadline = time.monotonic() + seconds
@@ -238,12 +251,13 @@ class EngineClient:
         return f"The engine at {self._socket or self._base_url}"
 
     async def _sample(
-        self, prompt: Sequence[int], sampling: dict[str, Any], *, timeout: float
+        self, prompt: Sequence[int], sampling: dict[str, Any], *, timeout: float, priority: int
     ) -> list[Sample]:
         """One request to vLLM's route with token ids in and out."""
         body = {
             "token_ids": list(prompt),
             "sampling_params": {**sampling, "logprobs": 0, "detokenize": False},
+            "priority": priority,
         }
         reply = await self._control("POST", "/inference/v1/generate", body, timeout=timeout)
         choices = sorted(reply["choices"], key=lambda choice: int(choice["index"]))
@@ -274,7 +288,15 @@ class EngineClient:
     async def _call(
         self, method: str, path: str, body: object = None, *, token: str, timeout: float
     ) -> Any:
-        """One request on a connection of its own; the JSON of a 2xx reply, else EngineError."""
+        """The JSON of a 2xx reply, else EngineError."""
+        return self._parsed(
+            path, await self._send(method, path, body, token=token, timeout=timeout)
+        )
+
+    async def _send(
+        self, method: str, path: str, body: object = None, *, token: str, timeout: float
+    ) -> bytes:
+        """One request on a connection of its own; the body of a 2xx reply, else EngineError."""
         if self._http is None:
             raise EngineError("Use EngineClient as an async context manager.")
         try:
@@ -294,7 +316,7 @@ class EngineClient:
         if response.status >= 300:
             said = content[:300].decode(errors="replace")
             raise EngineError(f"{self._name} answered {response.status} to {path}: {said}")
-        return self._parsed(path, content)
+        return content
 
     def _parsed(self, path: str, content: bytes) -> Any:
         try:

@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from core import keys
 from core.auth import create_key
+from core.engine.launch import EngineSpec
 from core.keyring import Keyring
 from core.records import Replica
 from core.redis_client import Redis
@@ -21,6 +23,8 @@ from core.settings import Settings
 from serving.server import http_server
 from tests.conftest import RedisServer, eventually
 from tests.serving.engine_double import EngineDouble
+from tests.serving.real_engine import engine_spec, running_engine
+from tests.tiny_model import make_tiny_model
 
 CHAT = {"model": "instructloop", "messages": [{"role": "user", "content": "Where is the Seine?"}]}
 TEXT = {"model": "instructloop", "prompt": "The Seine flows through"}
@@ -77,7 +81,9 @@ async def running_gateway(
     secret = ""
     if with_key:
         _, secret = await create_key(redis, name="tests", tenant="acme", scopes=scopes)
-    listener = socket.create_server(("127.0.0.1", 0))
+    # with the protocol named asyncio sends at once, as uvloop always does
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     server = http_server(settings)
     app = server.config.app
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -113,3 +119,13 @@ async def gateway(
     """A gateway in front of the double."""
     async with running_gateway(gateway_settings, redis) as running:
         yield running
+
+
+@pytest.fixture(scope="package")
+def vllm() -> Iterator[EngineSpec]:
+    """The real engine with a tiny random model, started when the first test wants it."""
+    with tempfile.TemporaryDirectory(prefix="il-") as name:
+        folder = Path(name)
+        spec = engine_spec(folder, make_tiny_model(folder / "model"), version="v0000")
+        with running_engine(spec):
+            yield spec

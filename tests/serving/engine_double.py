@@ -2,11 +2,13 @@
 
 It speaks as vLLM does where the gateway could tell: ids from `X-Request-Id`, a role chunk first, a
 usage event only if asked, errors inside streams under HTTP 200, `x-policy-version` headers and
-comments of our guard. The same tests run against vLLM itself (test_contract.py).
+comments of our guard. The same tests run against vLLM itself (test_contract.py). As a program
+(`python -m tests.serving.engine_double SOCKET VERSION`) it is a process that a test may kill.
 """
 
 import asyncio
 import json
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,13 @@ class EngineDouble:
     gate: asyncio.Event | None = None
     """The second half of each reply waits for it."""
     finish_reason: str = "stop"
+    hangs: bool = False
+    """It accepts, and answers nothing any more."""
+    pace: float = 0.0
+    """Seconds before each event of a stream, and before a unary reply."""
+    tokens: int | None = None
+    """What its counter of tokens says; one that hangs shows it all the same."""
+    probes: list[dict] = field(default_factory=list)
     requests: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -46,6 +55,8 @@ class EngineDouble:
     async def completions(self, request: web.Request) -> web.StreamResponse:
         chat = request.path.endswith("chat/completions")
         asked = await request.json()
+        if request.headers.get("X-Request-Id", "").startswith("probe-"):
+            return await self._probed(request, asked)
         self.requests.append(asked)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         self.paths.append(request.path)
@@ -67,7 +78,23 @@ class EngineDouble:
         finally:
             self.answering -= 1
 
+    async def _probed(self, request: web.Request, asked: dict) -> web.Response:
+        """Probes come when they come, so they are kept apart from what tests ask."""
+        self.probes.append(asked)
+        await self._while_it_hangs()
+        if self.status is not None:
+            return web.json_response({"error": ERROR}, status=self.status)
+        return web.json_response(
+            _Words(self, asked, request.headers["X-Request-Id"], False).whole()
+        )
+
+    async def _while_it_hangs(self) -> None:
+        while self.hangs:
+            await asyncio.sleep(0.01)
+
     async def _unary(self, reply: "_Words") -> web.Response:
+        await asyncio.sleep(self.pace)
+        await self._while_it_hangs()
         if self.gate is not None:
             await self.gate.wait()
         headers = {"x-policy-version": self.version}
@@ -80,11 +107,14 @@ class EngineDouble:
     async def _stream(self, request: web.Request, reply: "_Words") -> web.StreamResponse:
         response = web.StreamResponse(headers={"x-policy-version": self.version})
         response.content_type = "text/event-stream"
+        await self._while_it_hangs()
         await response.prepare(request)
         if self.first_error:
             await response.write(_event({"error": self.first_error}) + b"data: [DONE]\n\n")
             return response
         for number, event in enumerate(reply.events()):
+            await asyncio.sleep(self.pace)
+            await self._while_it_hangs()
             if number == self.error_after:
                 await response.write(_event({"error": {**ERROR, "code": 500}}))
                 break
@@ -103,23 +133,32 @@ class EngineDouble:
     async def models(self, request: web.Request) -> web.Response:
         owner = "somebody" if self.own_ids else "vllm"
         data = [{"id": "instructloop", "object": "model", "owned_by": owner}]
+        await self._while_it_hangs()
         return web.json_response({"object": "list", "data": data})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        if self.tokens is None:
+            await self._while_it_hangs()
+        else:
+            self.tokens += 1
+        return web.Response(text=f'vllm:generation_tokens_total{{engine="0"}} {self.tokens or 0}')
 
     async def anything(self, request: web.Request) -> web.Response:
         self.paths.append(request.path)
         return web.json_response({})
 
     @asynccontextmanager
-    async def listening(self, socket: Path | None = None):
+    async def listening(self, socket: Path | None = None, *, port: int = 0):
         """Serve on a Unix socket, or on a port of its own; gives the URL."""
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.completions)
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/metrics", self.metrics)
         app.router.add_route("*", "/{rest:.*}", self.anything)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.UnixSite(runner, socket) if socket else web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.UnixSite(runner, socket) if socket else web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         try:
             host, port = ("", 0) if socket else runner.addresses[0]
@@ -185,3 +224,14 @@ class _Words:
 def _event(content: dict) -> bytes:
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return b"data: " + body.encode() + b"\n\n"
+
+
+async def _serve(socket: str, version: str) -> None:
+    Path(socket).unlink(missing_ok=True)  # of one that was killed
+    double = EngineDouble(version=version, pace=0.02, words=WORDS * 4)
+    async with double.listening(Path(socket)):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(*sys.argv[1:]))

@@ -134,6 +134,8 @@ async def test_another_replica_answers_when_one_is_dead_refuses_or_is_silent(
 ):
     await announce(redis, f"unix:{state_dir}/nobody.sock", name="dead")
     await eventually(lambda: len(list(gateway.app.state.services.replicas)) == 2)
+    (well,) = [e for e in gateway.app.state.services.replicas if e.name == "r0"]
+    well.in_flight += 10  # so that the other one is asked first
     for _ in range(4):
         async with gateway.post("/v1/chat/completions", CHAT) as response:
             assert response.status == 200
@@ -167,16 +169,17 @@ async def test_an_engine_that_dies_costs_its_own_streams_and_no_others(
             for n in range(6)
         ]
         await eventually(lambda: double.answering + other.answering == 6)
-        assert double.answering == other.answering == 3
+        lost, kept = other.answering, double.answering
+        assert lost in (2, 3, 4)  # they are alike, so one engine is preferred, within bounds
         other.cut_after = len(WORDS) - 1
         other.gate.set()
         double.gate.set()
         bodies = await asyncio.gather(*asked)
     broken = [body for body in bodies if b"broke off" in body]
     whole = [body for body in bodies if body.endswith(b"[DONE]\n\n")]
-    assert (len(broken), len(whole)) == (3, 3)
+    assert (len(broken), len(whole)) == (lost, kept)
     errors = [entry["error"] for entry in await gateway.logged_once(6)]
-    assert sorted(errors, key=str) == [None] * 3 + ["engine"] * 3
+    assert sorted(errors, key=str) == [None] * kept + ["engine"] * lost
 
 
 async def read_all(gateway, body) -> bytes:

@@ -1,72 +1,22 @@
-"""Which engine answers: least in flight, of the right version, and patience with a silent Redis."""
+"""The list of engines: what agents say, fixed URLs, and patience with a silent Redis."""
 
 import asyncio
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from core import keys
+from core import keys, metrics
 from core.errors import NotFound, Unavailable
 from core.records import Replica
 from core.redis_client import connect
-from serving.replicas import Engine, Replicas, choose, watch
+from serving.breaker import FAILURES
+from serving.replicas import Replicas, watch
 from tests.conftest import eventually
 from tests.serving.conftest import announce
 
 
-def engine(name="a", version="v0000", state="ready", in_flight=0, avoid_until=0.0) -> Engine:
-    return Engine(
-        name, f"unix:/{name}", version, state, in_flight=in_flight, avoid_until=avoid_until
-    )
-
-
-def pick(*engines, version=None, tried=(), now=10.0):
-    return choose(engines, version=version, tried=tried, now=now)
-
-
 def replica(name: str, *, version="v0000", state="ready", url=None) -> Replica:
     return Replica(name=name, url=url or f"unix:/{name}", version=version, state=state, seen_at=0.0)
-
-
-def test_the_engine_with_the_fewest_requests_is_asked():
-    busy, idle = engine("busy", in_flight=3), engine("idle", in_flight=1)
-    assert pick(busy, idle) is idle
-    assert pick(busy, idle, tried=[idle]) is busy
-
-
-def test_an_engine_that_just_failed_is_asked_only_when_there_is_no_other():
-    failed, busy = engine("failed", avoid_until=11.0), engine("busy", in_flight=9)
-    assert pick(failed, busy) is busy
-    assert pick(failed) is failed
-    assert pick(failed, busy, now=12.0) is failed
-
-
-def test_a_swapping_engine_is_better_than_none_and_worse_than_a_ready_one():
-    swapping, busy = engine("s", state="swapping"), engine("busy", in_flight=9)
-    assert pick(swapping, busy) is busy
-    assert pick(swapping) is swapping
-
-
-@pytest.mark.parametrize("state", ["starting", "failed", "draining"])
-def test_an_engine_that_is_not_well_is_never_asked(state):
-    assert pick(engine(state=state)) is None
-
-
-def test_a_pinned_version_is_answered_by_that_version_only():
-    old, new = engine("old"), engine("new", version="v0001", in_flight=5)
-    assert pick(old, new, version="v0001") is new
-    assert pick(old, version="v0001") is None
-
-
-@settings(deadline=None)
-@given(loads=st.lists(st.integers(0, 20), min_size=1, max_size=6))
-def test_spreading_requests_never_leaves_one_engine_two_ahead_of_where_it_could_be(loads):
-    engines = [engine(str(i), in_flight=load) for i, load in enumerate(loads)]
-    for _ in range(sum(max(loads) - load for load in loads)):
-        pick(*engines).in_flight += 1
-    assert {e.in_flight for e in engines} == {max(loads)}
 
 
 def test_no_engine_is_said_at_once_and_a_version_nobody_serves_is_not_found():
@@ -105,6 +55,46 @@ def test_a_silent_replica_is_kept_for_a_moment_and_one_that_left_is_gone_at_once
     assert not replicas.can_serve()
     replicas.update(["a"], [replica("a")], now=14.0)
     assert replicas.can_serve()
+
+
+def test_an_engine_whose_agent_has_just_proved_it_is_asked_at_once():
+    replicas = Replicas()
+    replicas.update(["a"], [replica("a")], now=0.0)
+    known = replicas.pick(None)
+    for _ in range(FAILURES):
+        known.failed()
+    assert not replicas.can_serve()
+    replicas.update(["a"], [replica("a")], now=1.0)  # the agent has seen no trouble
+    assert not replicas.can_serve()
+    replicas.update(["a"], [replica("a", state="starting")], now=2.0)
+    replicas.update(["a"], [replica("a")], now=3.0)
+    assert replicas.pick(None) is known
+
+
+def test_a_pinned_version_on_an_engine_that_is_ill_is_there_but_not_now():
+    replicas = Replicas()
+    replicas.update(["a"], [replica("a", version="v0003")], now=0.0)
+    for engine in replicas:
+        engine.disproved("it hangs")
+    with pytest.raises(Unavailable):
+        replicas.pick("v0003")
+    assert replicas.versions() == ["v0003"]
+
+
+def test_the_figures_say_how_many_engines_are_in_which_state():
+    def shown(version: str, state: str) -> float:
+        return metrics.REPLICAS.labels(version, state)._value.get()
+
+    replicas = Replicas()
+    heard = [replica("a"), replica("b"), replica("c", version="v0001", state="draining")]
+    replicas.update(["a", "b", "c"], heard, now=0.0)
+    replicas.show()
+    assert (shown("v0000", "ready"), shown("v0001", "draining")) == (2, 1)
+    replicas.pick(None).disproved("it hangs")
+    replicas.update(["a", "b"], heard[:2], now=1.0)
+    replicas.show()
+    assert (shown("v0000", "ready"), shown("v0000", "unhealthy")) == (1, 1)
+    assert shown("v0001", "draining") == 0
 
 
 def test_a_fixed_engine_stays_whatever_agents_say():

@@ -101,6 +101,15 @@ async def test_no_more_answers_than_asked_for_are_under_way(engine, server, n, c
     assert server.most_concurrent == most
 
 
+async def test_samples_for_our_own_use_wait_behind_clients_if_they_are_told_to(engine, server):
+    server.replies["/inference/v1/generate"] = [(200, {"choices": [choice(0, [2], [0.0])]})]
+    await engine.generate([[1]], n=1, max_tokens=1, temperature=1.0)
+    await engine.probe()
+    await engine.generate([[1]] * 9, n=1, max_tokens=1, temperature=1.0, priority=7, concurrency=3)
+    assert [body["priority"] for _, _, body in server.requests] == [0, 0] + [7] * 9
+    assert server.most_concurrent == 3
+
+
 @pytest.mark.parametrize("logprob", [-9999.0, float("nan")])
 async def test_a_logprob_that_is_no_number_is_an_error(engine, server, logprob):
     server.replies["/inference/v1/generate"] = [(200, {"choices": [choice(0, [2], [logprob])]})]
