@@ -15,13 +15,14 @@ from contextlib import suppress
 
 from core import keys, registry
 from core.errors import Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
-from core.records import ApiKey, Scope
+from core.records import ApiKey, KeyLimits, Scope
 from core.redis_client import Redis, redis_errors
 
 REFRESH_SECONDS = 1.0
 _FRESH_SECONDS = 3 * REFRESH_SECONDS
 _MISS_SECONDS = 0.1  # unknown secrets may cause one early refresh in this time
 _PATIENCE_SECONDS = 0.5  # how long a request waits for that
+_NOT_READ = "the API keys are not read yet, because Redis does not answer"
 _ID_BYTES = 4  # what a completion id has room for
 
 
@@ -33,10 +34,12 @@ async def create_key(
     scopes: Sequence[Scope],
     expires_at: float | None = None,
     trains: bool = True,
+    limits: KeyLimits | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key; returns it with its secret, which is kept nowhere.
 
-    `expires_at` is in seconds since the epoch. Raises Unprocessable without a scope.
+    `expires_at` is in seconds since the epoch; `limits` take the place of those of the settings.
+    Raises Unprocessable without a scope.
     """
     if not scopes:
         raise Unprocessable("a key needs at least one scope: complete, feedback, label or admin")
@@ -51,8 +54,9 @@ async def create_key(
             created_at=time.time(),
             expires_at=expires_at,
             trains=trains,
+            limits=limits,
         )
-        if await redis.hsetnx(keys.api_keys(), key.id, key.model_dump_json()):
+        if await redis.hsetnx(keys.api_keys(), key.id, key.model_dump_json(exclude_none=True)):
             break
     await registry.record(redis, "key created", key=key.id, scopes=" ".join(key.scopes))
     return key, secret
@@ -72,7 +76,7 @@ async def revoke_key(redis: Redis, key_id: str) -> ApiKey:
     key = ApiKey.model_validate_json(raw)
     if key.revoked_at is None:
         key = key.model_copy(update={"revoked_at": time.time()})
-        await redis.hset(keys.api_keys(), key_id, key.model_dump_json())
+        await redis.hset(keys.api_keys(), key_id, key.model_dump_json(exclude_none=True))
         await registry.record(redis, "key revoked", key=key.id)
     return key
 
@@ -91,6 +95,16 @@ def require(key: ApiKey, scope: Scope) -> None:
         )
 
 
+def _valid(key: ApiKey | None) -> ApiKey:
+    if key is None:
+        raise Unauthenticated("this API key is not known", code="invalid_api_key")
+    if key.revoked_at is not None:
+        raise Unauthenticated(f"API key {key.id} was revoked", code="invalid_api_key")
+    if key.expires_at is not None and key.expires_at <= time.time():
+        raise Unauthenticated(f"API key {key.id} has expired", code="invalid_api_key")
+    return key
+
+
 class KeyCache:
     """All keys, in memory."""
 
@@ -98,6 +112,7 @@ class KeyCache:
         self._redis = redis
         self._raw: dict[bytes, bytes] = {}
         self._by_digest: dict[str, ApiKey] = {}
+        self._by_id: dict[str, ApiKey] = {}
         self._asked_at = float("-inf")
         self._read_at = float("-inf")
         self._again: asyncio.Task[None] | None = None
@@ -127,27 +142,41 @@ class KeyCache:
         if raw != self._raw or not self.loaded:
             known = map(ApiKey.model_validate_json, raw.values())
             self._by_digest = {key.digest: key for key in known}
+            self._by_id = {key.id: key for key in self._by_digest.values()}
             self._raw = raw
         self._read_at = time.monotonic()
 
     def lookup(self, secret: str) -> ApiKey:
         """The key of a secret. Raises Unauthenticated, or Unavailable before the first read."""
+        return self._lookup(digest_of(secret))
+
+    def _lookup(self, digest: str) -> ApiKey:
         if not self.loaded:
-            raise Unavailable("the API keys are not read yet, because Redis does not answer")
-        key = self._by_digest.get(digest_of(secret))
-        if key is None:
-            raise Unauthenticated("this API key is not known", code="invalid_api_key")
-        if key.revoked_at is not None:
-            raise Unauthenticated(f"API key {key.id} was revoked", code="invalid_api_key")
-        if key.expires_at is not None and key.expires_at <= time.time():
-            raise Unauthenticated(f"API key {key.id} has expired", code="invalid_api_key")
-        return key
+            raise Unavailable(_NOT_READ)
+        return _valid(self._by_digest.get(digest))
+
+    async def find_id(self, key_id: str) -> ApiKey:
+        """`find` by the key's name, for what carries our own proof of it."""
+        if not self.loaded or key_id not in self._by_id:
+            await self._look_again()
+        if not self.loaded:
+            raise Unavailable(_NOT_READ)
+        return _valid(self._by_id.get(key_id))
+
+    def of_tenant(self, tenant: str) -> list[ApiKey]:
+        """All keys of a tenant, revoked and expired ones too, oldest first."""
+        found = [key for key in self._by_id.values() if key.tenant == tenant]
+        return sorted(found, key=lambda key: key.created_at)
 
     async def find(self, secret: str) -> ApiKey:
         """Like `lookup`, but a secret that is not known may have been made a moment ago."""
-        if not self.loaded or digest_of(secret) not in self._by_digest:
+        return await self.find_digest(digest_of(secret))
+
+    async def find_digest(self, digest: str) -> ApiKey:
+        """`find` by what is kept of the secret, as a browser's session has it."""
+        if not self.loaded or digest not in self._by_digest:
             await self._look_again()
-        return self.lookup(secret)
+        return self._lookup(digest)
 
     async def _look_again(self) -> None:
         """Wait for a refresh that begins now or soon; all who wait share it."""

@@ -18,6 +18,8 @@
 The message of each says what happened and what to do about it.
 """
 
+from collections.abc import Sequence
+
 
 class InstructLoopError(Exception):
     """Something went wrong inside the service."""
@@ -105,6 +107,8 @@ class RateLimited(RetryLater):
 
     status = 429
     kind = "rate_limit_error"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """More headers of the reply: what is left of which limit."""
 
 
 class Unavailable(RetryLater):

@@ -1,7 +1,10 @@
 """`instructloop keys`: API keys, made, listed, revoked."""
 
 import asyncio
+import re
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -9,13 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from core.auth import create_key, list_keys, revoke_key
-from core.records import ApiKey, Scope
+from core.records import ApiKey, KeyLimits, Scope
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
 from deploy.options import RedisUrl, StateDir, settings_from
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 SCOPES: tuple[Scope, ...] = ("complete", "feedback", "label", "admin")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_SHORT = {
+    "requests_per_minute": "requests/min",
+    "tokens_per_minute": "tokens/min",
+    "concurrency": "at once",
+}
+Limit = Annotated[int | None, typer.Option(min=0, help="In place of the setting; 0 is no limit.")]
+UserLimit = Annotated[int | None, typer.Option(min=0, help="The same for each of its end users.")]
 
 
 @app.command()
@@ -25,17 +36,34 @@ def create(
     tenant: Annotated[str, typer.Option(help="Nothing of one tenant is visible to another.")] = (
         "default"
     ),
+    expires_in: Annotated[str | None, typer.Option(help="Such as 12h, 30d or 8w.")] = None,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    concurrency: Limit = None,
+    user_requests_per_minute: UserLimit = None,
+    user_tokens_per_minute: UserLimit = None,
+    user_concurrency: UserLimit = None,
     state_dir: StateDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Make a key and print it, once: only its hash is kept.
 
-    Example: instructloop keys create --name shop --scope complete --scope feedback
+    Example: instructloop keys create --name shop --scope complete --expires-in 30d
     """
     scopes: list[Scope] = [known for known in SCOPES if known in scope]
     if unknown := sorted(set(scope) - set(SCOPES)):
         raise typer.BadParameter(f"unknown scope {unknown[0]}: one of {', '.join(SCOPES)}")
-    key, secret = asyncio.run(_create(settings_from(state_dir, redis_url), name, scopes, tenant))
+    limits = KeyLimits(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrency=concurrency,
+        user_requests_per_minute=user_requests_per_minute,
+        user_tokens_per_minute=user_tokens_per_minute,
+        user_concurrency=user_concurrency,
+    )
+    expires_at = None if expires_in is None else time.time() + _seconds(expires_in)
+    settings = settings_from(state_dir, redis_url)
+    key, secret = asyncio.run(_create(settings, name, scopes, tenant, expires_at, limits))
     Console(stderr=True).print(f"key {key.id} for {name}; keep it now, it is not shown again:")
     print(secret)
 
@@ -46,10 +74,12 @@ def list_all(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
 
     Example: instructloop keys list
     """
-    table = Table("id", "name", "tenant", "scopes", "state")
+    table = Table("id", "name", "tenant", "scopes", "state", "limits")
     for key in asyncio.run(_list(settings_from(state_dir, redis_url))):
-        state = "revoked" if key.revoked_at else "valid"
-        table.add_row(key.id, key.name, key.tenant, ", ".join(key.scopes), state)
+        state = state_of(key, now=time.time())
+        table.add_row(
+            key.id, key.name, key.tenant, ", ".join(key.scopes), state, limits_of(key.limits)
+        )
     Console().print(table)
 
 
@@ -63,12 +93,54 @@ def revoke(key_id: str, state_dir: StateDir = None, redis_url: RedisUrl = None) 
     print(f"revoked {key_id}")
 
 
+def state_of(key: ApiKey, *, now: float) -> str:
+    """Whether a key is good, and until when."""
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is None:
+        return "valid"
+    if key.expires_at <= now:
+        return "expired"
+    return f"valid until {datetime.fromtimestamp(key.expires_at, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def limits_of(limits: KeyLimits | None) -> str:
+    """The limits of a key, as a line; those of the settings are not repeated."""
+    said = []
+    for prefix, whose in (("", ""), ("user_", "each user ")):
+        for name, short in _SHORT.items():
+            value = None if limits is None else getattr(limits, prefix + name)
+            if value is not None:
+                said.append(f"{whose}{value or 'any'} {short}")
+    return ", ".join(said)
+
+
+def _seconds(text: str) -> int:
+    """A time such as `30d`, in seconds. Raises BadParameter."""
+    found = re.fullmatch(r"([1-9][0-9]{0,6})([smhdw])", text)
+    if found is None:
+        raise typer.BadParameter("--expires-in takes a number and one of s, m, h, d, w: 30d")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
 async def _create(
-    settings: Settings, name: str, scopes: Sequence[Scope], tenant: str
+    settings: Settings,
+    name: str,
+    scopes: Sequence[Scope],
+    tenant: str,
+    expires_at: float | None,
+    limits: KeyLimits,
 ) -> tuple[ApiKey, str]:
     async with connect(redis_url(settings)) as redis:
         with redis_errors():
-            return await create_key(redis, name=name, tenant=tenant, scopes=tuple(scopes))
+            return await create_key(
+                redis,
+                name=name,
+                tenant=tenant,
+                scopes=tuple(scopes),
+                expires_at=expires_at,
+                limits=limits if limits != KeyLimits() else None,
+            )
 
 
 async def _list(settings: Settings) -> list[ApiKey]:

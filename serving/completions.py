@@ -5,30 +5,49 @@ serving/requests.py, and a reply is never built here.
 """
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import ids
 from core.auth import require
-from core.errors import Unavailable
+from core.errors import RateLimited, Unavailable
 from core.records import ApiKey
-from serving import fields, requests
+from serving import requests
+from serving.admission import Grant
+from serving.apis import CHAT, MESSAGES, RESPONSES, TEXT, Api
 from serving.edge import errors
+from serving.error_bodies import AnthropicErrorBody
+from serving.limits import HEADERS as LIMIT_HEADERS
+from serving.limits import estimated_tokens
 from serving.relay import Reply, Services
-from serving.requests import CHAT, TEXT, Api, Limits
+from serving.requests import Limits
 
 _ERRORS = errors(400, 401, 403, 404, 413, 429, 503)
+_ANTHROPIC_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {**said, "model": AnthropicErrorBody} for status, said in _ERRORS.items()
+}
 
 
 class PlainRoute(APIRoute):
-    """A route whose endpoint takes the request and gives the reply, with nothing in between."""
+    """A route whose endpoint takes the request and gives the reply, with nothing in between.
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The endpoint itself."""
-        return self.endpoint
+    `serving/edge.py` comes here without FastAPI's middleware and routing, which would be a quarter
+    of all the work for a request.
+    """
+
+    def __init__(
+        self, path: str, endpoint: Callable[[Request], Awaitable[ASGIApp]], **options: Any
+    ) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = await self.endpoint(Request(scope, receive))
+        await reply(scope, receive, send)
 
 
 router = APIRouter(tags=["completions"], route_class=PlainRoute)
@@ -55,7 +74,22 @@ async def complete(request: Request, api: Api) -> Reply:
         stored=asked.stored,
         tag=tag,
     )
-    return Reply(services=services, asked=asked, key=key, token=token, tag=tag, began=began)
+    grant = _admitted(services, asked, key)
+    return Reply(
+        services=services, asked=asked, key=key, token=token, tag=tag, began=began, grant=grant
+    )
+
+
+def _admitted(services: Services, asked: requests.Asked, key: ApiKey) -> Grant:
+    """What the request takes of its limits. Raises RateLimited."""
+    admission, most = services.admission, asked.max_tokens
+    expected = admission.expected_tokens
+    tokens = estimated_tokens(len(asked.canonical), asked.choices, most, expected)
+    try:
+        return admission.admit(key, asked.end_user(key), tokens, asked_for=most is not None)
+    except RateLimited:
+        services.usage.refused(key.id)
+        raise
 
 
 _HEADERS: dict[str, Any] = {
@@ -73,27 +107,37 @@ _HEADERS: dict[str, Any] = {
         "description": "Why this completion takes no feedback, where it does not.",
     },
 }
+_LIMIT_HEADERS: dict[str, Any] = {
+    f"x-ratelimit-{what}-{kind}": {
+        "schema": {"type": "string"},
+        "description": f"Of the {kind} a minute, where they are limited.",
+    }
+    for what in LIMIT_HEADERS
+    for kind in ("requests", "tokens")
+}
+_RETRY_AFTER = {
+    "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}
+}
 
 
-def _documented(api: Api, engine_fields: dict[str, Any], prompt: Any, kind: str) -> dict[str, Any]:
+def _documented(api: Api) -> dict[str, Any]:
     """The OpenAPI operation: what may be asked, and what comes back."""
-    properties = {api.prompt_field: prompt, **fields.OURS, **engine_fields, **fields.HINTS}
+    known = {**api.our_fields, **api.engine_fields, **api.hints}
     body = {
         "type": "object",
-        "required": [api.prompt_field],
-        "properties": dict(sorted(properties.items())),
+        "required": [api.prompt_field, *api.required],
+        "properties": dict(sorted({api.prompt_field: api.prompt_schema, **known}.items())),
         "additionalProperties": False,
     }
+    named = "type" if api is MESSAGES else "object"
     reply = {
         "type": "object",
-        "required": ["id", "object", "created", "model", "choices"],
+        "required": ["id", named, "model"],
         "properties": {
             "id": {"type": "string", "description": "The completion id, for feedback."},
-            "object": {"const": kind},
-            "created": {"type": "integer"},
+            named: {"const": api.reply_kind},
             "model": {"type": "string"},
-            "choices": {"type": "array", "items": {"type": "object"}},
-            "usage": {"type": "object"},
+            "usage": {"type": ["object", "null"]},
         },
     }
     content = {
@@ -102,7 +146,11 @@ def _documented(api: Api, engine_fields: dict[str, Any], prompt: Any, kind: str)
     }
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": {"200": {"headers": _HEADERS, "content": content}},
+        "responses": {
+            "200": {"headers": _HEADERS | _LIMIT_HEADERS, "content": content},
+            "429": {"headers": _RETRY_AFTER | _LIMIT_HEADERS},
+            "503": {"headers": _RETRY_AFTER},
+        },
     }
 
 
@@ -110,7 +158,7 @@ def _documented(api: Api, engine_fields: dict[str, Any], prompt: Any, kind: str)
     CHAT.path,
     response_model=None,
     responses=_ERRORS,
-    openapi_extra=_documented(CHAT, fields.CHAT_ENGINE, fields.MESSAGES, "chat.completion"),
+    openapi_extra=_documented(CHAT),
 )
 async def chat_completions(request: Request) -> Reply:
     """Answer a chat, as OpenAI's API does; streamed with `stream`."""
@@ -121,8 +169,30 @@ async def chat_completions(request: Request) -> Reply:
     TEXT.path,
     response_model=None,
     responses=_ERRORS,
-    openapi_extra=_documented(TEXT, fields.TEXT_ENGINE, fields.PROMPT, "text_completion"),
+    openapi_extra=_documented(TEXT),
 )
 async def text_completions(request: Request) -> Reply:
     """Continue a text, as OpenAI's API does; streamed with `stream`."""
     return await complete(request, TEXT)
+
+
+@router.post(
+    RESPONSES.path,
+    response_model=None,
+    responses=_ERRORS,
+    openapi_extra=_documented(RESPONSES),
+)
+async def responses(request: Request) -> Reply:
+    """Answer as OpenAI's Responses API does, keeping no state between requests."""
+    return await complete(request, RESPONSES)
+
+
+@router.post(
+    MESSAGES.path,
+    response_model=None,
+    responses=_ANTHROPIC_ERRORS,
+    openapi_extra=_documented(MESSAGES),
+)
+async def messages(request: Request) -> Reply:
+    """Answer as Anthropic's Messages API does; errors are in its own shape."""
+    return await complete(request, MESSAGES)

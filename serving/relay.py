@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from core import metrics
@@ -21,17 +20,21 @@ from core.errors import EngineError, Unavailable
 from core.keyring import Keyring
 from core.records import ApiKey
 from core.settings import GatewaySettings
-from serving import sse
-from serving.entry import completion_id, log_entry
+from serving import routing, sse
+from serving.admission import Admission, Grant
+from serving.engines import Engine
+from serving.entry import completion_id, log_entry, tokens_used
 from serving.failures import Refusal, refusal_of, send_failure
 from serving.hangup import HangUp
 from serving.inbox import Inbox
-from serving.replicas import Engine, Replicas
+from serving.replicas import Replicas
 from serving.requests import Asked, engine_body
 from serving.transcript import Kind, Transcript
 from serving.upstream import NotAnswered, Upstream, check_id
+from serving.usage import Usage
 
 HUNG_UP, SHUT_DOWN, BROKE_OFF = "hung_up", "shutdown", "engine"
+_MAX_ENGINES = 3  # that are asked for one reply; a request that ends engines ends no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class Services:
     replicas: Replicas
     upstream: Upstream
     inbox: Inbox
+    admission: Admission
+    usage: Usage
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,22 +61,29 @@ class Reply:
     tag: str
     began: float
     """When the request came, on the monotonic clock."""
-    transcript: Transcript = field(default_factory=Transcript)
+    grant: Grant
+    """What it took of the limits."""
+    transcript: Transcript = field(init=False)
     logged: bool = False
     started: bool = False
     """Whether the status line has been sent."""
     asked_engine_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.transcript = Transcript(self.asked.api.read_reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hang_up = HangUp(receive)
         try:
             with hang_up:
                 await self._answer(send)
+            if hang_up.happened:
+                self._log(HUNG_UP)
         except asyncio.CancelledError:
             self._log(SHUT_DOWN)
             raise
-        if hang_up.happened:
-            self._log(HUNG_UP)
+        finally:
+            self._settle()
 
     @property
     def completion_id(self) -> str:
@@ -82,39 +94,50 @@ class Reply:
         """Ask engines until one answers. Raises InstructLoopError when none does."""
         tried: list[Engine] = []
         failure: Refusal | NotAnswered | None = None
-        again = False
-        while True:
+        again, near = False, self._nearness()
+        while len(tried) < _MAX_ENGINES:
             try:
-                engine = self.services.replicas.pick(self.asked.version, tried)
+                engine = self.services.replicas.pick(self.asked.version, tried, near)
             except Unavailable:
-                return await send_failure(send, failure)
+                break
             try:
                 return await self._ask(engine, send)
             except Refusal as refusal:
                 if not refusal.others_may_do_better:
-                    return await send_failure(send, refusal)
+                    engine.answered()
+                    return await send_failure(send, refusal, self.asked.api.path)
                 failure = refusal
             except NotAnswered as silence:
                 failure = silence
                 if silence.stale and not again:
                     again = True
                     continue
-            engine.failed()
+            engine.failed() if failure.is_fault else engine.avoid()
             tried.append(engine)
+        await send_failure(send, failure, self.asked.api.path)
+
+    def _nearness(self) -> int | None:
+        """The prompt's point for choosing among engines, if there is a choice."""
+        if len(self.services.replicas) < 2:
+            return None
+        secret, asked = self.services.keyring.key("mac"), self.asked
+        return routing.nearness(secret, self.key.tenant, asked.prompt, asked.canonical)
 
     async def _ask(self, engine: Engine, send: Send) -> None:
         """Pass on one engine's reply. Raises NotAnswered or Refusal if nothing was sent."""
         settings = self.services.settings
-        self.transcript = Transcript()
+        self.transcript = Transcript(self.asked.api.read_reply)
         body = engine_body(self.asked, model=engine.model, steering=self._steering(engine))
         limit = settings.request_timeout_seconds
         first = settings.first_token_timeout_seconds if self.asked.stream else limit
         engine.in_flight += 1
         metrics.IN_FLIGHT.set(self.services.replicas.in_flight)
         self.asked_engine_at = time.monotonic()
+        patience = asyncio.timeout(first)
+        engine.replies.add(patience)
         try:
             async with (
-                asyncio.timeout(first) as patience,
+                patience,
                 self.services.upstream.post(
                     engine, self.asked.api.path, body, request_id=self.token
                 ) as response,
@@ -127,11 +150,13 @@ class Reply:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if self.started:
                 await self._break_off(send)
-            elif isinstance(error, TimeoutError):  # to wait as long for another makes it worse
+            elif isinstance(error, TimeoutError) and engine.breaker.closed:
+                engine.failed()  # to wait as long for another makes it worse
                 raise Unavailable("the engine took too long", code="engine_timeout") from error
             else:
-                raise NotAnswered(str(error)) from error
+                raise NotAnswered(str(error) or "it hangs") from error
         finally:
+            engine.replies.discard(patience)
             engine.in_flight -= 1
             metrics.IN_FLIGHT.set(self.services.replicas.in_flight)
 
@@ -140,7 +165,8 @@ class Reply:
         if not engine.is_vllm:
             return {}
         salt = self.services.keyring.hashed(self.key.tenant, "cache", engine.version)
-        return {"cache_salt": salt, **({} if engine.fixed else {"priority": 0})}
+        said = {"cache_salt": salt, "request_id": self.completion_id}
+        return said if engine.fixed else {**said, "priority": 0}
 
     def _is_stream(self, response: aiohttp.ClientResponse) -> bool:
         return response.status == 200 and response.content_type == "text/event-stream"
@@ -150,6 +176,7 @@ class Reply:
         answered_at = time.monotonic()
         if response.status != 200:
             raise Refusal(response.status, body, response.headers.get("Retry-After"))
+        engine.answered()
         self._note_versions(engine, response)
         self.transcript.read(body)
         headers = self._headers(engine, response)
@@ -170,11 +197,14 @@ class Reply:
         held: list[bytes] = []  # comments before the first event
         rest, done = b"", False
         async for chunk in response.content.iter_any():
+            engine.well_at = time.monotonic()
             events, rest = sse.split(rest + chunk)
             passed, done = self._sort(events)
             held += passed
             if not self.started and (self.transcript.begun or done):
-                await self._start(send, self._headers(engine, response))
+                engine.answered()
+                first = self.transcript.first_version
+                await self._start(send, self._headers(engine, response, first))
                 patience.reschedule(until)
                 metrics.FIRST_TOKEN_SECONDS.observe(time.monotonic() - self.began)
             if self.started:
@@ -212,10 +242,10 @@ class Reply:
             await _send_more(send, b"".join(events))
 
     async def _end_without_done(self, rest: bytes, send: Send) -> None:
-        """The engine closed the stream: well, if every answer had ended, else broken off."""
+        """The engine closed the stream: well, if every answer had ended, or it had said why not."""
         if not self.started:
             raise NotAnswered("the engine closed the stream before its first event")
-        if not self.transcript.finished:
+        if not self.transcript.finished and self.transcript.error != BROKE_OFF:
             return await self._break_off(send)
         await _send_more(send, rest)
         await self._durable()
@@ -226,7 +256,7 @@ class Reply:
         self.transcript.error = BROKE_OFF
         await self._durable()
         error = EngineError("the engine broke off this reply; ask again")
-        event = sse.event_of(orjson.dumps(error.body()))
+        event = self.asked.api.error_event(error)
         await send({"type": "http.response.body", "body": event})
 
     async def _start(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
@@ -240,14 +270,14 @@ class Reply:
             self.transcript.served_by(name)
         if self.asked.version not in (None, version):
             engine.version = version  # it swapped since its last heartbeat
-            raise NotAnswered(f"it serves {version} now")
+            raise NotAnswered(f"it serves {version} now", is_fault=False)
 
     def _headers(
-        self, engine: Engine, response: aiohttp.ClientResponse
+        self, engine: Engine, response: aiohttp.ClientResponse, first: str | None = None
     ) -> list[tuple[bytes, bytes]]:
         headers = [
             (b"content-type", response.headers.get("Content-Type", "").encode()),
-            (b"x-policy-version", _version_of(engine, response).encode()),
+            (b"x-policy-version", (first or _version_of(engine, response)).encode()),
         ]
         if crossed := _crossed(engine, response):
             headers.append((b"x-policy-versions", crossed.encode()))
@@ -255,7 +285,7 @@ class Reply:
             headers.append((b"x-feedback-off", str(engine.feedback_off).encode()))
         elif self.asked.prompt is None:
             headers.append((b"x-feedback-off", b"the prompt is not one text"))
-        return headers
+        return headers + self.grant.headers()
 
     async def _durable(self) -> None:
         """Return when the entry is safe."""
@@ -274,6 +304,12 @@ class Reply:
             self.asked, self.key, self.transcript, token=self.token, tag=self.tag, error=error
         )
         return self.services.inbox.append(said)
+
+    def _settle(self) -> None:
+        """Give back what was taken too much of the limits, and count what was used."""
+        prompt, completion = tokens_used(self.asked, self.transcript)
+        self.grant.settle(prompt + completion)
+        self.services.usage.answered(self.key.id, prompt, completion)
 
     def _count_tokens(self) -> None:
         said = self.transcript
