@@ -17,21 +17,32 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from core.auth import KeyCache
 from core.errors import InstructLoopError, Unavailable
 from core.keyring import Keyring
-from core.redis_client import connect, redis_url
+from core.redis_client import Redis, connect, redis_url
 from core.settings import Settings
 from feedback.labeling_routes import router as labeling_router
 from feedback.routes import router as feedback_router
-from serving import completions, policies, replicas, service
+from serving import completions, health, policies, replicas, service
+from serving.admission import Admission
 from serving.background import cancel_all, kept
 from serving.edge import OPEN_PATHS, Edge, on_http_error, on_invalid, on_our_error
+from serving.feedback_tokens import router as feedback_token_router
 from serving.inbox import Inbox
+from serving.limit_leases import Leases
+from serving.limits import HEADERS as LIMIT_HEADERS
+from serving.loop_view import router as loop_view_router
+from serving.page_routes import router as page_router
 from serving.relay import Services
 from serving.replicas import Replicas
-from serving.upstream import Upstream, watch_fixed
+from serving.session_routes import router as session_router
+from serving.sessions import Sessions
+from serving.upstream import Upstream
+from serving.usage import Usage
+from serving.usage import router as usage_router
 
 log = logging.getLogger(__name__)
 _FIRST_LOOK_SECONDS = 1.0
@@ -41,6 +52,7 @@ _EXPOSED = (
     "x-policy-versions",
     "x-feedback-off",
     "retry-after",
+    *(f"x-ratelimit-{what}-{kind}" for what in LIMIT_HEADERS for kind in ("requests", "tokens")),
 )
 
 
@@ -62,16 +74,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.keyring = Keyring(settings.state_dir / "secrets")
     app.state.durability_warnings = [service.UNCHECKED]
-    app.add_middleware(Edge, max_body_bytes=settings.gateway.max_body_bytes)
+    direct: dict[str, Route] = {}
+    app.add_middleware(Edge, max_body_bytes=settings.gateway.max_body_bytes, direct=direct)
     if settings.gateway.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.gateway.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "x-api-key"],
+            allow_headers=["*"],  # the clients' libraries add headers of their own
             expose_headers=_EXPOSED,
         )
     _mount(app, settings)
+    plain = (route for route in app.routes if isinstance(route, completions.PlainRoute))
+    direct |= {route.path: route for route in plain}
     return app
 
 
@@ -80,8 +95,13 @@ def _mount(app: FastAPI, settings: Settings) -> None:
         completions.router,
         service.router,
         feedback_router,
+        feedback_token_router,
+        usage_router,
         labeling_router,
         policies.router,
+        loop_view_router,
+        session_router,
+        page_router,
     ):
         app.include_router(router)
     if is_loopback(settings.gateway.host):
@@ -103,21 +123,47 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = await stack.enter_async_context(connect(redis_url(settings)))
         app.state.redis = redis
         app.state.keys = KeyCache(redis)
+        seconds = settings.gateway.session_hours * 3600
+        app.state.sessions = Sessions(redis, app.state.keyring, app.state.keys, seconds=seconds)
         services = _services(app)
         app.state.services = services
         stack.push_async_callback(services.upstream.close)
+        leases = await _leases(stack, settings, services, redis)
+        stack.push_async_callback(leases.close)
+        stack.push_async_callback(services.usage.close)
         inbox = asyncio.create_task(services.inbox.run())
         stack.push_async_callback(services.inbox.close, inbox)
         beside = [
             kept(app.state.keys.run),
+            kept(leases.run),
+            kept(services.usage.run),
             kept(partial(replicas.watch, redis, services.replicas)),
             kept(partial(service.watch_figures, redis)),
             kept(partial(service.watch_durability, redis, app.state)),
-            *(kept(partial(watch_fixed, services.upstream, e)) for e in services.replicas),
+            kept(partial(_watch_health, services)),
         ]
         stack.push_async_callback(cancel_all, [asyncio.create_task(task) for task in beside])
         await _first_look(app)
         yield
+
+
+async def _leases(
+    stack: AsyncExitStack, settings: Settings, services: Services, redis: Redis
+) -> Leases:
+    """The slices of the limits, from a Redis of their own if there is one."""
+    if settings.redis_limits_url:
+        redis = await stack.enter_async_context(connect(settings.redis_limits_url))
+    return Leases(redis, services.admission)
+
+
+async def _watch_health(services: Services) -> None:
+    gateway = services.settings
+    await health.watch(
+        services.upstream,
+        services.replicas,
+        every=gateway.probe_interval_seconds,
+        patience=gateway.probe_timeout_seconds,
+    )
 
 
 def _services(app: FastAPI) -> Services:
@@ -131,6 +177,8 @@ def _services(app: FastAPI) -> Services:
         keyring=keyring,
         replicas=known,
         upstream=Upstream(keyring.token("engine-data.token")),
+        admission=Admission(settings.limits, keyring),
+        usage=Usage(app.state.redis, keep_days=settings.limits.usage_days),
         inbox=Inbox(
             redis=app.state.redis,
             keyring=keyring,

@@ -8,12 +8,15 @@ raised into OpenAI's error object, and counts. Scopes are for the routes (`core.
 import logging
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import metrics
@@ -26,10 +29,17 @@ from core.errors import (
     Unauthenticated,
     Unprocessable,
 )
+from core.records import ApiKey
 from feedback.edge import ERRORS
+from serving.error_bodies import body_for
+from serving.feedback_tokens import PREFIX as FEEDBACK_TOKEN
+from serving.feedback_tokens import checked_body, key_of_token
+from serving.page_routes import is_page
+from serving.sessions import key_of_session
 
 log = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+SESSION_PATH = "/v1/session"
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -42,9 +52,13 @@ _SECURITY_HEADERS = [
 class Edge:
     """The middleware."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, direct: Mapping[str, Route] | None = None
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._direct = {} if direct is None else direct
+        """Routes by path whose POST goes past the framework."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,23 +72,27 @@ class Edge:
             if outgoing.overruled is not None:
                 raise outgoing.overruled
         except InstructLoopError as error:
-            await outgoing.fail(error_response(error), scope, receive)
+            await outgoing.fail(error_response(error, scope["path"]), scope, receive)
         except ClientDisconnect:
             pass  # it left before it had said all: nobody waits for a reply
         except Exception:  # the edge: whatever it is, the client gets an error object
             log.exception("request %s failed", outgoing.request_id)
             ours = InstructLoopError(f"something went wrong; quote {outgoing.request_id}")
-            await outgoing.fail(error_response(ours), scope, receive)
+            await outgoing.fail(error_response(ours, scope["path"]), scope, receive)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             metrics.REQUESTS.labels(route, outgoing.status).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(time.monotonic() - began)
 
     async def _enter(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
-        if scope["path"] not in OPEN_PATHS:
-            known: KeyCache = scope["app"].state.keys
-            scope.setdefault("state", {})["key"] = await known.find(_secret(scope))
-        await self._app(scope, self._bounded(scope, receive, outgoing), outgoing)
+        path = scope["path"]
+        if path not in OPEN_PATHS and path != SESSION_PATH and not is_page(path):
+            scope.setdefault("state", {})["key"] = await identify(scope)
+        app, receive = self._app, self._bounded(scope, receive, outgoing)
+        receive = await checked_body(scope, receive)
+        if scope["method"] == "POST" and (route := self._direct.get(path)) is not None:
+            scope["route"], app = route, route.app
+        await app(scope, receive, outgoing)
 
     def _bounded(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> Receive:
         """`receive` that raises TooLarge; a declared length is refused before a byte is read."""
@@ -129,6 +147,24 @@ class _Outgoing:
             await response(scope, receive, self)
 
 
+async def identify(scope: Scope) -> ApiKey:
+    """The key that a request acts as: the one it carries, else the one its browser signed in with.
+
+    Raises Unauthenticated, Forbidden (another site makes the browser ask), Unavailable.
+    """
+    state, names = scope["app"].state, {name for name, _ in scope["headers"]}
+    if b"cookie" in names and not {b"authorization", b"x-api-key"} & names:
+        headers = Headers(scope=scope)
+        signed_in = await key_of_session(state.sessions, scope["method"], headers)
+        if signed_in is not None:
+            return signed_in
+    secret = _secret(scope)
+    if secret.startswith(FEEDBACK_TOKEN):
+        return await key_of_token(secret, scope)
+    known: KeyCache = state.keys
+    return await known.find(secret)
+
+
 def _secret(scope: Scope) -> str:
     """The API key of a request: a bearer token, or `x-api-key`. Raises Unauthenticated."""
     found = {n: v for n, v in scope["headers"] if n in (b"authorization", b"x-api-key")}
@@ -145,38 +181,42 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: ERRORS[status] for status in statuses}
 
 
-def error_response(error: InstructLoopError) -> Response:
-    """An error as HTTP has it."""
+def error_response(error: InstructLoopError, path: str) -> Response:
+    """An error as HTTP has it, in the words of the API that the path belongs to."""
     headers = {}
     if (wait := getattr(error, "retry_after", None)) is not None:
         headers["Retry-After"] = str(wait)
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(orjson.dumps(error.body()), error.status, headers, "application/json")
+    content = orjson.dumps(body_for(path, error))
+    response = Response(content, error.status, headers, "application/json")
+    response.raw_headers += getattr(error, "headers", ())
+    return response
 
 
-async def on_our_error(_: Request, error: Exception) -> Response:
+async def on_our_error(request: Request, error: Exception) -> Response:
     """Handler of InstructLoopError raised in a route."""
     assert isinstance(error, InstructLoopError)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
-async def on_http_error(_: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: Exception) -> Response:
     """Handler of what the framework raises: no such route, wrong method, unreadable body."""
     assert isinstance(error, HTTPException)
-    response = error_response(_WrongTurn(str(error.detail), error.status_code))
+    response = error_response(_WrongTurn(str(error.detail), error.status_code), request.url.path)
     response.headers.update(error.headers or {})
     return response
 
 
-async def on_invalid(_: Request, error: Exception) -> Response:
+async def on_invalid(request: Request, error: Exception) -> Response:
     """Handler of bodies and parameters that fit no schema: 400 malformed, 422 wrong."""
     first: dict[str, Any] = error.errors()[0]  # type: ignore[attr-defined]
     _, *path = first["loc"]
     param = ".".join(map(str, path)) or None
     malformed = first["type"] == "json_invalid" or not path
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
-    return error_response((BadRequest if malformed else Unprocessable)(message, param=param))
+    wrong = (BadRequest if malformed else Unprocessable)(message, param=param)
+    return error_response(wrong, request.url.path)
 
 
 class _WrongTurn(NotFound):
