@@ -18,6 +18,7 @@ from core.registry import timestamp
 from core.settings import LogSettings, Settings
 from feedback import store
 from feedback.dataset import Gathered, Manifest, assemble
+from feedback.pii.second_look import second_look
 from feedback.split import prompt_opening
 from feedback.tables import Table, write_tables
 from feedback.texts import Messages
@@ -36,6 +37,8 @@ async def write_snapshot(
     """
     moment = time.time() if now is None else now
     gathered = await gather(redis, settings.log, now=moment)
+    if settings.log.pii_second_tier:
+        gathered = await second_look(gathered, keyring=keyring, settings=settings)
 
     def digest(tenant: str, messages: Messages) -> str:
         opening = prompt_opening(messages, settings.log.duplicate_prefix_chars)

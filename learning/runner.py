@@ -20,6 +20,7 @@ from core.records import Outcome, Run, StageState
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
 from feedback.labeling import close_tasks
+from feedback.pii.record import Plan
 from feedback.pii.worker import PiiWorker
 from learning.child import log_line
 from learning.collect import collect
@@ -212,7 +213,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 async def _ingest_here(work: Work) -> None:
     """What was said until now belongs into the snapshot; with a worker it is ingested already."""
-    pii = PiiWorker()
+    pii = PiiWorker(Plan(recognizers=work.settings.log.pii_recognizers))
     try:
         await drain_inbox(
             work.redis, work.keyring, work.settings, pii, seconds=_INLINE_INGEST_SECONDS

@@ -23,6 +23,7 @@ from core.errors import InstructLoopError
 from core.keyring import Keyring
 from core.redis_client import Redis, connect, redis_url
 from core.settings import Settings
+from feedback.pii.record import Plan
 from feedback.pii.worker import PiiWorker
 from learning.broker import broker_url, check_broker
 from learning.folders import Folders
@@ -198,6 +199,7 @@ def run_beat(settings: Settings) -> None:
 
 def _configure(settings: Settings) -> None:
     _settings[:] = [settings]
+    _pii.use(Plan(recognizers=settings.log.pii_recognizers))
     app.conf.update(configuration(settings))
     asyncio.run(check_broker(app.conf.broker_url))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(message)s")

@@ -37,11 +37,14 @@ def _number_first(tokens: list[Token], index: int) -> tuple[int, int] | None:
     number, following = tokens[index], index + 1
     if at(tokens, following).text == ".":  # `4. Run` is a list
         return None
-    if at(tokens, following).text == ",":
+    has_comma = at(tokens, following).text == ","
+    if has_comma:
         following += 1
         if at(tokens, following).lower not in PREFIXES:
             return None
     named = _named_street(tokens, following)
+    if named is not None and has_comma and at(tokens, named + 1).is_number:
+        return None  # `1984, ul. Długa 12`: the street has a number of its own
     if named is not None:
         return index, named
     is_year = YEAR.fullmatch(number.text) and at(tokens, index - 1).lower in YEAR_BEFORE

@@ -54,7 +54,9 @@ def _after(tokens: list[Token], first: int, end: int) -> int:
 
 
 def _with_left_unit(tokens: list[Token], first: int) -> int:
-    """Take `Flat 3,` or `Apt. 4B,` before the street."""
+    """Take `Flat 3,` or `Apt. 4B,` before the street, and `Unit` of `Unit 5/120 Quarry St`."""
+    if at(tokens, first - 1).lower in ("unit", "flat", "apt", "apartment", "suite", "shop"):
+        return first - 1
     for back in (3, 4, 2):
         unit, value, separator = at(tokens, first - back), first - back + 1, at(tokens, first - 1)
         if unit.lower in UNITS and (at(tokens, value).is_number or separator.text in (",", "\n")):

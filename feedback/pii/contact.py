@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from feedback.pii.rules import Kind, Rule, Span, apply, digits_of
 
-_LOCAL = r"[^\W_](?:[\w.+%'-]|(?<=[\w]) ?\. ?(?=\w)){0,63}"
+_LOCAL = r"[^\W_](?:[\w+%'-]| ?\. ?(?=\w)){0,63}"
 _HOST = r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\s?\.\s?){1,5}[^\W\d_]{2,24}"
 _KEPT_NETWORKS = tuple(
     ipaddress.ip_network(network)
@@ -122,8 +122,9 @@ NETWORK_RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def networks(text: str, lowered: str) -> Iterator[Span]:
+def networks(text: str) -> Iterator[Span]:
     """IP and MAC addresses, but no version numbers."""
+    lowered = text.lower()
     for rule in NETWORK_RULES:
         for span in apply(rule, text, lowered):
             if not _VERSION.search(text, max(0, span.start - 12), span.start):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from stdnum import iban, luhn, verhoeff
 from stdnum.br import cpf as br_cpf
+from stdnum.ch import ssn as ch_ssn
 from stdnum.cn import ric as cn_ric
 from stdnum.de import idnr as de_idnr
 from stdnum.es import dni as es_dni
@@ -132,6 +133,7 @@ ID_RULES: tuple[Rule, ...] = (
     _row("dk-cpr", _DDMMYY + r"-\d{4}", None, ("er 211062-5629", "211062-5629"), "421062-5629"),
     _row("be-nn", r"\d\d\.\d\d\.\d\d-\d{3}\.\d\d", None, ("is 85.07.30-033.28", "85.07.30-033.28"), "85.07.30"),
     _row("de-idnr", r"\d\d ?\d{3} ?\d{3} ?\d{3}", _valid(de_idnr.is_valid), ("ist 36 574 261 809", "36 574 261 809"), "36 574 261 890"),
+    _row("ch-ahv", r"756\.?\d{4}\.?\d{4}\.?\d\d", ch_ssn.is_valid, ("AHV 756.9217.0769.85", "756.9217.0769.85"), "756.9217.0769.84"),
     _row("cn-ric", r"[1-9]\d{5}(?:19|20)\d{9}[\dXx]", cn_ric.is_valid, ("是 360426199101010071", "360426199101010071"), "360426199101010072"),
     _row("kr-rrn", _YYMMDD + r"-[1-8]\d{6}", None, ("no 971013-1019902", "971013-1019902"), "971313-1019902"),
     _row("sg-nric", r"[STFGMstfgm]\d{7}[A-Za-z]", lambda v: _sg_nric(v.upper()), ("is S1234567D", "S1234567D"), "S1234567A"),

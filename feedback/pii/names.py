@@ -7,12 +7,24 @@ words that are no person, is dropped. `record.py` hides a name everywhere once f
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from feedback.pii.name_cues import NAME_RULES, WORD
-from feedback.pii.rules import Kind, Span, apply_all
-from feedback.pii.words import MAYBE_NAMES, NOT_PEOPLE, STARTERS, SURE_NAMES
+from feedback.pii.rules import Kind, Span, Walker, apply_all
+from feedback.pii.words import (
+    FAMILY_NAMES,
+    GIVEN_NAMES,
+    MAYBE_NAMES,
+    NOT_PEOPLE,
+    STARTERS,
+    SURE_NAMES,
+    word_set,
+)
 
 _CODE = re.compile(r"[\d_(){}\[\]=<>/\\|*#@+:;!?%&$^~\"]")
+_LINKS = word_set("van von de der la del di da bin al el y")
+_CODE_BEFORE = "_./\\@#$=-([{0123456789"
+_CODE_AFTER = "_/\\@=([{0123456789"
 Spans = list[Span]
 
 
@@ -24,7 +36,9 @@ def cued_names(text: str) -> Spans:
 
 def names(text: str, proposals: Iterable[Span]) -> Spans:
     """All names of a window: cued, listed and proposed by the model, grown to the whole name."""
-    found = [*cued_names(text), *listed_names(text), *accepted(text, proposals)]
+    found = [*cued_names(text), *accepted(text, proposals)]
+    for walker in NAME_WALKERS:
+        found += walker.find(text)
     words = list(WORD.finditer(text)) if found else []
     starts = [match.start() for match in words]
     return [_grown(text, span, words, starts) for span in found]
@@ -86,9 +100,9 @@ def listed_names(text: str) -> Iterator[Span]:
     for index, match in enumerate(words):
         word = match.group()
         lower = word.lower()
-        if lower not in SURE_NAMES or not _stands_alone(text, match):
+        if lower not in GIVEN_NAMES or not _stands_alone(text, match):
             continue
-        if word.islower() and (len(word) < 4 or lower in MAYBE_NAMES):
+        if word.islower() and (len(word) < 4 or lower in MAYBE_NAMES or lower not in SURE_NAMES):
             continue
         if lower in MAYBE_NAMES and not word[0].isupper():
             continue
@@ -99,53 +113,71 @@ def listed_names(text: str) -> Iterator[Span]:
         )
 
 
+def paired_names(text: str) -> Iterator[Span]:
+    """A listed surname after a word that may be a given name: `Kwabena Mazur`, `KAI MAZUR`.
+
+    In lower case both have to be listed, and `Mazur, Kwabena` needs either.
+    """
+    words = list(WORD.finditer(text))
+    for first, second in pairwise(words):
+        gap = text[first.end() : second.start()]
+        if gap not in (" ", "  ", ", ") or not _stands_alone(text, first):
+            continue
+        if not _stands_alone(text, second):
+            continue
+        one, two = first.group(), second.group()
+        if gap == ", ":
+            is_pair = one.lower() in FAMILY_NAMES and two.lower() in GIVEN_NAMES and _same(one, two)
+        else:
+            is_pair = two.lower() in FAMILY_NAMES and _may_be_given(one, two)
+        if is_pair:
+            yield Span(first.start(), second.end(), Kind.PERSON)
+
+
+def _may_be_given(one: str, two: str) -> bool:
+    if one.islower() and two.islower():
+        return one in GIVEN_NAMES and len(one) > 3
+    if not _same(one, two) or len(one) < 3:
+        return False
+    return one.lower() not in STARTERS and one.lower() not in NOT_PEOPLE
+
+
+def _same(one: str, two: str) -> bool:
+    """Both capitalised, or both in capitals."""
+    return one[0].isupper() and two[0].isupper() and one.isupper() == two.isupper()
+
+
 def _stands_alone(text: str, match: re.Match[str]) -> bool:
     """Not a piece of a path, an address on the net, or a program."""
     before = text[match.start() - 1] if match.start() else " "
     after = text[match.end()] if match.end() < len(text) else " "
-    return (
-        before not in "_./\\@#$=-([{" + "0123456789"
-        and after not in "_/\\@=([{" + "0123456789"
-        or (before in "([{" and after in ")]}, ")
-    )
+    if after == "." and text[match.end() + 1 : match.end() + 2].isalnum():
+        return False
+    is_bare = before not in _CODE_BEFORE and after not in _CODE_AFTER
+    return is_bare or (before in "([{" and after in ")]}, ")
 
 
 def _end_with_surname(text: str, words: list[re.Match[str]], index: int) -> int:
     """Grow over the words that follow: `Maria de la Cruz`, `MARIA CRUZ`, `John Q. Vex`."""
-    end = words[index].end()
-    first = words[index].group()
+    end = reached = words[index].end()
     for following in words[index + 1 : index + 5]:
-        gap = text[end : following.start()]
-        word = following.group()
+        gap, word = text[reached : following.start()], following.group()
         if gap not in (" ", "  ", ". ", " ("):
             break
-        is_link = word.lower() in {
-            "van",
-            "von",
-            "de",
-            "der",
-            "la",
-            "del",
-            "di",
-            "da",
-            "bin",
-            "al",
-            "el",
-            "y",
-        }
-        alike = word[0].isupper() if not first.islower() else False
-        if (
-            is_link
-            or (alike and gap != ". " and not _is_outside(word))
-            or (len(word) == 1 and word.isupper())
-        ):
-            if not is_link:
-                end = following.end()
-            elif following.end() < len(text):
-                continue
-        else:
+        reached = following.end()
+        if word.lower() in _LINKS:  # part of the name only if a name follows
+            continue
+        if not _continues(words[index].group(), word, gap):
             break
+        end = reached
     return end
+
+
+def _continues(first: str, word: str, gap: str) -> bool:
+    """Whether a word goes on with a name: capitalised, or an initial."""
+    if len(word) == 1:
+        return word.isupper()
+    return not first.islower() and word[0].isupper() and gap != ". " and not _is_outside(word)
 
 
 def _start_with_surname(text: str, words: list[re.Match[str]], index: int) -> int:
@@ -163,6 +195,33 @@ def _start_with_surname(text: str, words: list[re.Match[str]], index: int) -> in
             ):
                 return previous.start()
     return start
+
+
+NAME_WALKERS: tuple[Walker, ...] = (
+    Walker(
+        name="listed-name",
+        find=listed_names,
+        matches=(
+            ("then Maria Vex left", "Maria Vex", Kind.PERSON),
+            ("ask MARIA VEX", "MARIA VEX", Kind.PERSON),
+            ("for maria, please", "maria", Kind.PERSON),
+            ("Vex, Maria", "Vex, Maria", Kind.PERSON),
+            ("with Maria de la Cruz today", "Maria de la Cruz", Kind.PERSON),
+        ),
+        spares=("/home/maria/x.py and maria_db", "a mark on the will", "see maria.example.org"),
+    ),
+    Walker(
+        name="paired-name",
+        find=paired_names,
+        matches=(
+            ("by Kwabena Mazur, who", "Kwabena Mazur", Kind.PERSON),
+            ("KWABENA MAZUR LTD", "KWABENA MAZUR", Kind.PERSON),
+            ("ask clementine mazur", "clementine mazur", Kind.PERSON),
+            ("Mazur, Clementine", "Mazur, Clementine", Kind.PERSON),
+        ),
+        spares=("The Mazur effect", "a mazur dance", "mazur.py and x_mazur", "Visual Studio"),
+    ),
+)
 
 
 def accepted(text: str, proposals: Iterable[Span]) -> Spans:

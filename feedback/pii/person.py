@@ -24,7 +24,7 @@ _WORDED = (
 _DATE = rf"(?:{_WORDED}|{_NUMERIC})(?![\w-])"
 _BORN = (
     r"(?:\bborn|\bd\.?\s?o\.?\s?b\b\.?|birth[\s_-]?(?:date|day)s?|date[\s_-]of[\s_-]birth|b[\s_-]?day|\bgeboren|geburts(?:datum|tag)|\bgeb\.|\bnée?\b|naissance|nacid[oa]|"
-    r"nacimiento|nascid[oa]|nascimento|\bnat[oa] il|data di nascita|geboortedatum|född|født|urodzon[yae]|data urodzenia|рожд|родил|出生|生年月日|生日|\bb\.(?=\s?\d))"
+    r"nacimiento|nascid[oa]|nascimento|\bnat[oa] il|data di nascita|geboortedatum|född|født|urodzon[yae]|data urodzenia|рожд|родил|出生|生年月日|生日|\bb\.(?=\s?\d|\s(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)))"
 )
 _BETWEEN = r"(?:[\s\"':=(,>.-]|\b(?:on|in|the|is|was|of|at|le|am|el|il|em|den|dnia|at|a|her|his|my|their|and|as|[A-Za-z]{2,12}(?:'s)?)\b){0,8}?"
 
@@ -92,25 +92,27 @@ PERSON_RULES: tuple[Rule, ...] = (
     Rule(name="birth-date", kind=Kind.BIRTH_DATE,
          pattern=re.compile(_BORN + _BETWEEN + rf"(?P<v>{_DATE}|(?<=\D)(?:19|20)\d{{6}}(?!\d)|\d{{1,2}}\.?\s+(?:de\s+|of\s+)?[^\W\d]{{3,10}}\.?,?\s+(?:de\s+|del\s+)?(?:19|20)\d\d)", re.IGNORECASE),
          hints=("born", "b", "geb", "n", "рож", "род", "出生", "生", "ur", "f"),
-         matches=(("She was born on 3 March 1984.", "3 March 1984"), ("dob=1984-03-02", "1984-03-02"), ("né le 12 mars 1984", "12 mars 1984")),
+         matches=(("She was born on 3 March 1984.", "3 March 1984"), ("dob=1984-03-02", "1984-03-02"), ("né le 12 mars 1984", "12 mars 1984"), ("(b. March 3, 1984)", "March 3, 1984")),
          spares=("the meeting of 3 March 2024", "born in 1879")),
     Rule(name="date-then-born", kind=Kind.BIRTH_DATE,
          pattern=re.compile(rf"(?<![\w/.-])(?P<v>{_DATE})\s?[\w\s,()]{{0,16}}\b(?:birthday|birthdate|date of birth|dob|was born)\b", re.IGNORECASE),
          hints=("birth", "dob", "born"), matches=(("03/02/1984 is my birthday", "03/02/1984"),), spares=("on 03/02/1984 it rained; a birthday cake",)),
     _user("user-cue", r"\b(?:user[\s_-]?(?:name|id)?|login(?:[\s_-]?(?:name|id))?|handle|nick(?:name)?|screen[\s_-]?name|account[\s_-]?name|gamer[\s_-]?tag|"
           r"discord|telegram|instagram|insta|twitter|snapchat|tiktok|skype|github|steam|reddit|psn|xbox|benutzer(?:name)?|usuario|utilisateur|gebruiker|nutzername)"
-          r"(?:\s(?:name|id|handle|account|user|tag|on \w{2,12}|for \w{2,12}))?[\"'`]?\s{0,3}(?:is\s+now|is|was|to|ist|es|est|\s+as)\s{0,3}[\"'`@(]{0,2}" + _NAME + _END,
+          r"(?:\s(?:name|id|handle|account|user|tag|(?:on|for|at) (?:the |my )?\w{2,12}))?[\"'`]?\s{0,3}(?:is\s+now|is|was|to|ist|es|est|\s+as)\s{0,3}[\"'`@(]{0,2}" + _NAME + _END,
           ("my username is quietfox", "quietfox"), "the user is interested", "the user is a fox",
           check=lambda value: is_user_value(value),
           hints=("user", "login", "handle", "nick", "name", "tag", "discord", "telegram", "insta", "twitter", "snap", "tiktok", "skype", "github", "steam", "reddit", "psn", "xbox", "usuario", "nutzer", "gebruiker", "utilisateur")),
     _user("user-set", r"\b(?:user[\s_-]?(?:name|id)?|login(?:[\s_-]?(?:name|id))?|handle|nick(?:name)?|screen[\s_-]?name|account[\s_-]?name|gamer[\s_-]?tag|"
           r"discord|telegram|instagram|insta|twitter|snapchat|tiktok|skype|github|steam|reddit|psn|xbox|benutzer(?:name)?|usuario|utilisateur|gebruiker|nutzername)"
-          r"(?:\s(?:name|id|handle|account|user|tag|on \w{2,12}|for \w{2,12}))?[\"'`]?\s{0,3}(?:=>|->|:=|={1,2}|:)\s{0,3}[\"'`@(]{0,2}" + _NAME + _END,
+          r"(?:\s(?:name|id|handle|account|user|tag|(?:on|for|at) (?:the |my )?\w{2,12}))?[\"'`]?\s{0,3}(?:=>|->|:=|={1,2}|:)\s{0,3}[\"'`@(]{0,2}" + _NAME + _END,
           ("nickname = starling", "starling"), "username: string(20)", "user = User(1)",
 
           hints=("user", "login", "handle", "nick", "name", "tag", "discord", "telegram", "insta", "twitter", "snap", "tiktok", "skype", "github", "steam", "reddit", "psn", "xbox", "usuario", "nutzer", "gebruiker", "utilisateur")),
     _user("user-did", r"\buser\s[\"'`]?" + _NAME + r"[\"'`]?\s(?:logged|signed|connected|disconnected|failed|authenticated|from|has (?:logged|failed)|created|deleted|posted|joined|requested)\b",
           ("User quietfox logged in", "quietfox"), "the user data from here", "a user who has logged in", check=lambda value: is_user_value(value), hints=("user ",)),
+    _user("sshd", r"\b(?:failed|accepted)\s(?:password|publickey|none|keyboard-interactive\S{0,8})\sfor\s(?:invalid\suser\s)?(?P<v>[\w.-]{2,38})\sfrom\b",
+          ("Failed password for invalid user quietfox from 10.0.0.4", "quietfox"), "Failed password for root from 10.0.0.4", hints=(" for ",)),
     _user("logged-in-as", r"\b(?:log(?:ged)?[\s-]?in|sign(?:ed)? in|known|connect(?:ed)?|authenticated|registered|posting|play(?:ing)?|add me|find me|follow(?: me)?|dm|ping)\s+(?:on\s\w{2,12}\s+)?"
           r"(?:as|at|under|@)\s*[\"'`@]?" + _NAME + _END, ("logged in as fox_77", "fox_77"), "logged in as a user", "known as photosynthesis",
           check=lambda value: _is_odd(value), hints=("as", "at", "under", "@")),

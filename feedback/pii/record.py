@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from feedback.pii import ner
 from feedback.pii.name_cues import WORD
 from feedback.pii.normalise import View, normalise
+from feedback.pii.recognizers import load_recognizers, recognized, recognizers_version
 from feedback.pii.redact import Numbering, is_json, redacted, redacted_json
 from feedback.pii.rules import PLACEHOLDER, Kind, Span
 from feedback.pii.scan import Finder, clear_of_placeholders, scan, unite
@@ -37,45 +38,86 @@ class Filtered:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What reads a record beside the rules: the first model always, and what is chosen here."""
+
+    second_tier: bool = False
+    """Whether the second model is asked for names too: what goes to training."""
+    recognizers: tuple[str, ...] = ()
+    """`log.pii_recognizers`."""
+
+
+FIRST_TIER = Plan()
+
+
 @cache
-def filter_version() -> str:
-    """Changes with any rule, list, library or model of the filter."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+def _own_version() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.*"))
     rules = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return f"rules-{rules[:12]}+{ner.MODEL}-{ner.MODEL_VERSION}+stdnum-{version('python-stdnum')}"
 
 
+def filter_version(plan: Plan = FIRST_TIER) -> str:
+    """Changes with any rule, list, library, model or plugged-in recognizer of the filter."""
+    second = f"+{ner.SECOND_MODEL}-{ner.SECOND_MODEL_VERSION}" if plan.second_tier else ""
+    return _own_version() + second + recognizers_version(plan.recognizers)
+
+
+@cache
+def loaded(plan: Plan = FIRST_TIER) -> tuple[tuple[Any, ...], Finder]:
+    """The models of this process and its plugged-in recognizers, loaded at its first record."""
+    second = (ner.load_model(ner.SECOND_MODEL),) if plan.second_tier else ()
+    others = partial(recognized, load_recognizers(plan.recognizers))
+    return (loaded_model(), *second), others
+
+
 @cache
 def loaded_model() -> Any:
-    """The model of this process, loaded at its first record."""
+    """The model that every record is read with."""
     return ner.load_model()
 
 
-def filter_record(texts: Sequence[str], *, deadline_seconds: float) -> Filtered:
+def filter_record(
+    texts: Sequence[str], *, deadline_seconds: float, plan: Plan = FIRST_TIER
+) -> Filtered:
     """Replace personal data and secrets in the texts of one record by typed placeholders.
 
     The texts are a record's messages, completions, tool arguments (JSON stays valid JSON) and what
-    people wrote about it, in any order that is kept. Raises DeadlinePassed, or ValueError when JSON
-    would break; the caller stores no text then.
+    people wrote about it, in any order that is kept. Raises DeadlinePassed, ValueError when JSON
+    would break, and what a plugged-in recognizer raises; the caller stores no text then.
     """
     deadline = time.monotonic() + deadline_seconds
-    numbering = Numbering(texts)
-    people = ner.PeopleFinder(loaded_model())
-    current = list(texts)
+    models, others = loaded(plan)
     jsons = [is_json(text) for text in texts]
+    reading = _Reading(jsons, Numbering(texts), ner.PeopleFinder(models), others, deadline)
+    current = list(texts)
     for _ in range(_PASSES):
         before = current
-        current = _one_pass(before, jsons, numbering, people, deadline)
+        current = _one_pass(before, reading)
         if current == before:
             break
-    return Filtered(tuple(current), _counts(texts, current), filter_version())
+    return Filtered(tuple(current), _counts(texts, current), filter_version(plan))
 
 
-def _one_pass(
-    texts: list[str], jsons: list[bool], numbering: Numbering, people: Finder, deadline: float
-) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the passes over one record share."""
+
+    jsons: list[bool]
+    numbering: Numbering
+    people: Finder
+    others: Finder
+    deadline: float
+
+
+def _one_pass(texts: list[str], reading: _Reading) -> list[str]:
+    jsons, numbering = reading.jsons, reading.numbering
     views = [normalise(text, is_json=flag) for text, flag in zip(texts, jsons, strict=True)]
-    found = [scan(view, people=people, deadline=deadline) for view in views]
+    found = [
+        scan(view, people=reading.people, others=reading.others, deadline=reading.deadline)
+        for view in views
+    ]
     names = _name_words(views, found)
     results = []
     for text, view, spans, flag in zip(texts, views, found, jsons, strict=True):

@@ -20,7 +20,7 @@ class Numbering:
 
     def __init__(self, texts: Iterable[str]) -> None:
         """Numbers already used by placeholders in the texts are not given again."""
-        self._known: dict[tuple[Kind, str], str] = {}
+        self._known: dict[tuple[str, str], str] = {}
         self._people: list[tuple[frozenset[str], str]] = []
         self._last: dict[str, int] = {}
         for text in texts:
@@ -28,16 +28,16 @@ class Numbering:
                 kind, _, number = match.group()[1:-1].rpartition("_")
                 self._last[kind] = max(self._last.get(kind, 0), int(number))
 
-    def placeholder(self, kind: Kind, value: str) -> str:
+    def placeholder(self, kind: str, value: str) -> str:
         """`<KIND_n>`, the same n for the same value whatever its case and spacing."""
         words = _WORD.findall(value.casefold())
-        key = (kind, " ".join(words) if kind is Kind.PERSON else "".join(words))
+        key = (kind, " ".join(words) if kind == Kind.PERSON else "".join(words))
         if key not in self._known:
-            name = self._person(frozenset(words)) if kind is Kind.PERSON else None
+            name = self._person(frozenset(words)) if kind == Kind.PERSON else None
             self._known[key] = name or self._next(kind)
         return self._known[key]
 
-    def _next(self, kind: Kind) -> str:
+    def _next(self, kind: str) -> str:
         self._last[kind] = self._last.get(kind, 0) + 1
         return f"<{kind}_{self._last[kind]}>"
 

@@ -1,8 +1,9 @@
 """What a rule of the filter is, and how a table of rules is run over one window of text.
 
 A rule is data: a pattern, perhaps a cue that must stand before it, perhaps a check of the value
-(a checksum, an entropy), and examples of both kinds that the tests run. This file knows no rule;
-the tables are in the modules beside it, and `scan.py` runs them all.
+(a checksum, an entropy), and examples of both kinds that the tests run. What no pattern can say is
+a walker: a function, with examples just the same. This file knows no rule; the tables are in the
+modules beside it, and `scan.py` runs them all.
 """
 
 import re
@@ -29,16 +30,19 @@ class Kind(StrEnum):
     PERSON = "PERSON"
 
 
-PLACEHOLDER = re.compile("<(?:" + "|".join(Kind) + r")_\d{1,6}>")
+CUSTOM = "CUSTOM_"
+"""How the kinds of recognizers that somebody plugged in begin."""
+
+PLACEHOLDER = re.compile("<(?:" + "|".join(Kind) + rf"|{CUSTOM}[A-Z_]{{1,40}})_\d{{1,6}}>")
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters [start, end) to hide, and as what."""
+    """Characters [start, end) to hide, and as what: a `Kind`, or a custom one."""
 
     start: int
     end: int
-    kind: Kind
+    kind: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,16 @@ class Rule:
     reach: int = 40
     check: Callable[[str], bool] | None = None
     matches: tuple[tuple[str, str], ...]
+    spares: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walker:
+    """A row whose `find` reads a text by itself; `matches` are (text, hidden part, its kind)."""
+
+    name: str
+    find: Callable[[str], Iterable[Span]]
+    matches: tuple[tuple[str, str, Kind], ...]
     spares: tuple[str, ...]
 
 

@@ -1,6 +1,7 @@
 """All rules over one text, which is cut into windows that bound the work of every pattern.
 
-`RULES` are tried on every window, `DIGIT_RULES` only where there is a digit. The deadline is looked
+`RULES` and `WALKERS` are tried on every window, `DIGIT_RULES` and `DIGIT_WALKERS` only where there
+is a digit, `TEXT_WALKERS` once on the whole text. The deadline is looked
 at between windows; a pattern that hangs inside one is what the process of `worker.py` is for.
 """
 
@@ -16,7 +17,7 @@ from feedback.pii.ids import ID_RULES, cards, ibans
 from feedback.pii.keyvalues import KEY_VALUE_RULES
 from feedback.pii.normalise import View
 from feedback.pii.person import DATES, PERSON_RULES, is_birth_year
-from feedback.pii.rules import PLACEHOLDER, Kind, Rule, Span, apply_all
+from feedback.pii.rules import PLACEHOLDER, Kind, Rule, Span, Walker, apply_all
 from feedback.pii.secrets import SECRET_RULES, key_blocks
 from feedback.pii.tables import columns
 
@@ -27,6 +28,92 @@ RULES: tuple[Rule, ...] = (
     *SECRET_RULES, *KEY_VALUE_RULES, *EMAIL_RULES, *PERSON_RULES,
 )  # fmt: skip
 DIGIT_RULES: tuple[Rule, ...] = (*ID_RULES, *CUE_RULES, *PHONE_RULES)
+_NEW_LINE_TABLE = "id,name,email\n7,Ottoline Vex,-\n8,Tunde,none"
+TEXT_WALKERS: tuple[Walker, ...] = (
+    Walker(
+        name="key-block",
+        find=key_blocks,
+        matches=(
+            (
+                "-----BEGIN RSA PRIVATE KEY-----\nMIIEow+/=\n-----END RSA PRIVATE KEY----- ok",
+                "-----BEGIN RSA PRIVATE KEY-----\nMIIEow+/=\n-----END RSA PRIVATE KEY-----",
+                Kind.SECRET,
+            ),
+            (
+                "-----BEGIN PRIVATE KEY-----\nMIIEow, broken off",
+                "-----BEGIN PRIVATE KEY-----\nMIIEow, broken off",
+                Kind.SECRET,
+            ),
+        ),
+        spares=("-----BEGIN CERTIFICATE-----\nMIIE", "----- BEGIN -----"),
+    ),
+)
+WALKERS: tuple[Walker, ...] = (
+    Walker(
+        name="column",
+        find=columns,
+        matches=(
+            (_NEW_LINE_TABLE, "Ottoline Vex", Kind.PERSON),
+            (_NEW_LINE_TABLE, "Tunde", Kind.PERSON),
+            ("user;password\nann;blue", "blue", Kind.SECRET),
+            ("login|dob\nquiet|1984-03-02", "quiet", Kind.USERNAME),
+            ("login|dob\nquiet|1984-03-02", "1984-03-02", Kind.BIRTH_DATE),
+            ("city\tzip\nUlm\t89073", "89073", Kind.ADDRESS),
+            ("id,phone\n1,5550142", "5550142", Kind.PHONE),
+            ("id,ssn\n1,219099999", "219099999", Kind.NATIONAL_ID),
+        ),
+        spares=("id,name\n1,null\n2,", "we want a name, a dog\nand a cat, too", "name,x\nonly one"),
+    ),
+)
+DIGIT_WALKERS: tuple[Walker, ...] = (
+    Walker(
+        name="iban",
+        find=ibans,
+        matches=(
+            (
+                "pay DE89 3704 0044 0532 0130 00 by tomorrow",
+                "DE89 3704 0044 0532 0130 00",
+                Kind.IBAN,
+            ),
+            ("IBAN: GB82WEST12345698765432.", "GB82WEST12345698765432", Kind.IBAN),
+            ("my IBAN is DE89370400440532013001", "DE89370400440532013001", Kind.IBAN),
+        ),
+        spares=("pay DE89 3704 0044 0532 0130 01 by tomorrow", "XX12 and AB34 5678"),
+    ),
+    Walker(
+        name="card-among-numbers",
+        find=cards,
+        matches=(("1182 4111 1111 1111 1111 20", "4111 1111 1111 1111", Kind.CARD),),
+        spares=("4111 1111 1111 1112", "2024 2025 2026 2027"),
+    ),
+    Walker(
+        name="network",
+        find=networks,
+        matches=(
+            ("from 203.0.113.7 port 22", "203.0.113.7", Kind.IP),
+            ("from 2001:db8::8a2e:370:7334 now", "2001:db8::8a2e:370:7334", Kind.IP),
+        ),
+        spares=("version 20.3.113.7 of it", "on 10.0.0.1 and ::1"),
+    ),
+    Walker(
+        name="address",
+        find=addresses,
+        matches=(
+            (
+                "at 42 Maple Street, Springfield, IL 62704.",
+                "42 Maple Street, Springfield, IL 62704",
+                Kind.ADDRESS,
+            ),
+            ("in Lindenstraße 7, 10115 Berlin, oben", "Lindenstraße 7, 10115 Berlin", Kind.ADDRESS),
+            ("au 12 rue de la Paix, 75002 Paris", "12 rue de la Paix, 75002 Paris", Kind.ADDRESS),
+            ("to P.O. Box 77, Dayton", "P.O. Box 77, Dayton", Kind.ADDRESS),
+            ("Flat 3, 27 Kelvin Road", "Flat 3, 27 Kelvin Road", Kind.ADDRESS),
+            ("Unit 5/120 Quarry St", "Unit 5/120 Quarry St", Kind.ADDRESS),
+            ("1984, ul. Krucza 84/2", "ul. Krucza 84/2", Kind.ADDRESS),
+        ),
+        spares=("in 2024 Main Street was closed", "the 3 ways to drive", "5 place settings"),
+    ),
+)
 _PERSONAL = frozenset(
     {
         Kind.EMAIL, Kind.PHONE, Kind.NATIONAL_ID, Kind.PASSPORT,
@@ -36,8 +123,8 @@ _PERSONAL = frozenset(
 _DIGIT = re.compile(r"\d")
 
 
-Finder = Callable[[str], list[Span]]
-"""Finds people in a window: `ner.PeopleFinder`."""
+Finder = Callable[[str], Iterable[Span]]
+"""Finds spans in a window: `ner.PeopleFinder`, or the recognizers that somebody plugged in."""
 
 
 class DeadlinePassed(Exception):
@@ -54,31 +141,30 @@ def windows(text: str) -> Iterator[tuple[int, str]]:
         start += WINDOW - OVERLAP
 
 
-def scan(view: View, *, people: Finder, deadline: float) -> list[Span]:
+def scan(view: View, *, people: Finder, others: Finder, deadline: float) -> list[Span]:
     """Spans of the normalised text, united where they overlap and clear of our placeholders.
 
-    `deadline` is a time of `time.monotonic`. Raises DeadlinePassed.
+    `people` proposes names, `others` what else is to be hidden; `deadline` is a time of
+    `time.monotonic`. Raises DeadlinePassed, and what `others` raises.
     """
     text = view.text
-    spans = list(key_blocks(text))
+    spans = [span for walker in TEXT_WALKERS for span in walker.find(text)]
     for offset, window in windows(text):
         if time.monotonic() > deadline:
             raise DeadlinePassed
         spans += shifted(_in_window(window, people), offset)
+        spans += shifted(others(window), offset)
     spans += _loose_birth_dates(text, spans)
     return unite(clear_of_placeholders(text, spans))
 
 
 def _in_window(window: str, people: Finder) -> Iterable[Span]:
-    lowered = window.lower()
+    has_digit = _DIGIT.search(window)
     yield from apply_all(RULES, window)
-    if _DIGIT.search(window):
+    if has_digit:
         yield from apply_all(DIGIT_RULES, window)
-        yield from ibans(window)
-        yield from cards(window)
-        yield from networks(window, lowered)
-        yield from addresses(window)
-    yield from columns(window)
+    for walker in (*WALKERS, *DIGIT_WALKERS) if has_digit else WALKERS:
+        yield from walker.find(window)
     yield from names.names(window, people(window))
 
 
@@ -116,14 +202,14 @@ def _without(span: Span, taken: list[tuple[int, int]]) -> Iterator[Span]:
         yield Span(start, span.end, span.kind)
 
 
-_RANK: Callable[[Kind], int] = list(Kind).index
+_RANK: dict[str, int] = {kind: place for place, kind in enumerate(Kind)}
 
 
 def unite(spans: Iterable[Span]) -> list[Span]:
     """Overlapping spans as one, of the kind that covers most (the earlier in Kind at a tie)."""
     united: list[Span] = []
     longest = 0
-    for span in sorted(spans, key=lambda s: (s.start, -s.end, _RANK(s.kind))):
+    for span in sorted(spans, key=lambda s: (s.start, -s.end, _RANK.get(s.kind, len(_RANK)))):
         length = span.end - span.start
         if united and span.start < united[-1].end:
             last = united[-1]

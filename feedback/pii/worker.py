@@ -1,14 +1,16 @@
 """The filter in a process of its own, which is killed when a record takes too long.
 
-    PiiWorker  <- frames over a socket pair ->  python -m feedback.pii.worker
+    PiiWorker  <- frames over a socket pair ->  python -m feedback.pii.worker PLAN
 
-A frame is four bytes of length and JSON. The child has no environment of ours (no keys, no
-addresses), writes nothing to its standard streams, dumps no core, and asks the kernel to end it
-when a record's time is over, so it also ends when this process is gone. It fails closed: whatever
-happens, the answer is filtered text or PiiFailed, whose message never holds any of the text.
+PLAN is JSON: whether the second model reads too, and the recognizers to import. A frame is four
+bytes of length and JSON. The child has no environment of ours (no keys, no addresses), writes
+nothing to its standard streams, dumps no core, and asks the kernel to end it when a record's time
+is over, so it also ends when this process is gone. It fails closed: whatever happens, the answer is
+filtered text or PiiFailed, whose message never holds any of the text.
 """
 
 import json
+import os
 import signal
 import socket
 import struct
@@ -17,15 +19,26 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from core.errors import InstructLoopError
 from core.process import leave_no_core_dump
-from feedback.pii.record import Filtered, filter_record, filter_version, loaded_model
+from feedback.pii.record import (
+    FIRST_TIER,
+    Filtered,
+    Plan,
+    filter_record,
+    filter_version,
+    loaded,
+)
 
 _GRACE_SECONDS = 0.5
 """What a child gets beyond a record's time to say by itself that the time is over."""
+
+_RECORDS_PER_CHILD = 10_000
+"""spaCy's tables grow slowly with new words, whatever is freed; a new child begins small again."""
 
 _LENGTH = struct.Struct("!I")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +58,22 @@ class PiiFailed(InstructLoopError):
 class PiiWorker:
     """One child process that filters records one at a time; safe to share between threads.
 
-    The child starts at the first record (or `start`) and anew after it was killed. Blocking: an
-    async caller uses `asyncio.to_thread`.
+    The child starts at the first record (or `start`) and anew after it was killed. `plan` says
+    what it reads with. Blocking: an async caller uses `asyncio.to_thread`.
     """
 
-    def __init__(self, *, start_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        plan: Plan = FIRST_TIER,
+        *,
+        start_seconds: float = 60.0,
+        records_per_child: int = _RECORDS_PER_CHILD,
+    ) -> None:
+        self._plan = plan
         self._start_seconds = start_seconds
+        self._records_per_child = records_per_child
+        self._records = 0
+        self._version = ""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -61,10 +84,18 @@ class PiiWorker:
         """The child's process id, None while there is none."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Start the child and wait until its model is loaded. Raises PiiFailed."""
+    def use(self, plan: Plan) -> None:
+        """Read with another plan from the next record on."""
+        with self._lock:
+            if plan != self._plan:
+                self._kill()
+                self._plan = plan
+
+    def start(self) -> str:
+        """Start the child, wait until its models are loaded; the filter's version. PiiFailed."""
         with self._lock:
             self._ready()
+            return self._version
 
     def filter_record(self, texts: Sequence[str], *, deadline_seconds: float) -> Filtered:
         """As `record.filter_record`, within `deadline_seconds` of wall time. Raises PiiFailed."""
@@ -72,6 +103,9 @@ class PiiWorker:
             self._ready()
             end = time.monotonic() + deadline_seconds + _GRACE_SECONDS
             reply = self._exchange({"texts": list(texts), "seconds": deadline_seconds}, end)
+            self._records += 1
+            if self._records >= self._records_per_child:
+                self._kill()
         if "failed" in reply:
             raise PiiFailed(str(reply["failed"]))
         return Filtered(tuple(reply["texts"]), dict(reply["counts"]), str(reply["version"]))
@@ -91,20 +125,26 @@ class PiiWorker:
             if "failed" in reply:
                 self._kill()
                 raise PiiFailed("start")
+            self._version = str(reply["ready"])
             self._is_ready = True
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "feedback.pii.worker"],
+                [sys.executable, "-m", "feedback.pii.worker", json.dumps(asdict(self._plan))],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+                env={"PYTHONPATH": self._path(), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
                 cwd="/",
             )
         self._socket = ours
+
+    def _path(self) -> str:
+        """Where the child finds us, and recognizers that somebody put on our path."""
+        own = os.environ.get("PYTHONPATH") if self._plan.recognizers else None
+        return os.pathsep.join((str(_ROOT), own) if own else (str(_ROOT),))
 
     def _exchange(self, request: dict[str, Any] | None, end: float) -> dict[str, Any]:
         """Send a frame (or none) and read one. The child is killed when either goes wrong."""
@@ -132,6 +172,7 @@ class PiiWorker:
             self._process.wait()
         self._process = self._socket = None
         self._is_ready = False
+        self._records = 0
 
 
 def _send(link: socket.socket, message: dict[str, Any], end: float | None) -> None:
@@ -165,12 +206,12 @@ def _left(end: float | None) -> float | None:
     return None if end is None else max(0.001, end - time.monotonic())
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """One record in the child; an error becomes its name alone, for its message may hold text."""
     seconds = float(request["seconds"])
     signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_SECONDS)
     try:
-        done = filter_record(request["texts"], deadline_seconds=seconds)
+        done = filter_record(request["texts"], deadline_seconds=seconds, plan=plan)
     except Exception as error:  # the edge: nothing of the text may leave
         return {"failed": type(error).__name__}
     finally:
@@ -184,14 +225,16 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     link = socket.socket(fileno=0)
+    chosen = json.loads(sys.argv[1])
+    plan = Plan(bool(chosen["second_tier"]), tuple(chosen["recognizers"]))
     try:
-        loaded_model()
+        loaded(plan)
     except Exception as error:  # the edge
         _send(link, {"failed": type(error).__name__}, None)
         return
-    _send(link, {"ready": filter_version()}, None)
+    _send(link, {"ready": filter_version(plan)}, None)
     while (request := _receive(link, None)) is not None:
-        _send(link, _answer(request), None)
+        _send(link, _answer(request, plan), None)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ NOW = time.time()
 @pytest.fixture
 def settings(settings):
     feedback = FeedbackSettings(heldout_raters=("heldout-*",))
-    log = LogSettings(split_by_prompt_under_users=3, window_days=30)
+    log = LogSettings(split_by_prompt_under_users=3, window_days=30, pii_second_tier=False)
     return settings.model_copy(update={"feedback": feedback, "log": log})
 
 

@@ -9,7 +9,8 @@ set, about half of them unlike anything on the filter's own short list.
 import random
 import string
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from deploy.pii_labelled import Row
 
 
 def _words(text: str) -> list[str]:
@@ -26,14 +27,6 @@ FAMILY = _words(
     "Lindqvist Brannigan Ferreira Takahashi Mbeki Rosenthal Castellanos Yilmaz Novotny Fairweather Gunnarsson Abernathy "
     "Pellegrini Khatri Zielinski Underhill Montague Smith Johnson Garcia Müller Ivanova Chen Patel Nguyen"
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt and what must be gone from it."""
-
-    text: str
-    labels: tuple[tuple[str, str], ...]
 
 
 def _luhn(digits: str) -> str:

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - data, a row a line
-"""Whole records through the filter: recall floors, evasion, JSON, consistency, hostile text."""
+"""Whole records through the filter: evasion, JSON, consistency, hostile text."""
 
 import json
 import random
@@ -11,35 +11,12 @@ from feedback.pii.rules import PLACEHOLDER
 from tests.feedback.pii.carriers import CARRIERS
 from tests.feedback.pii.carriers_second import SECOND_CARRIERS
 from tests.feedback.pii.labelled import GENERATORS, rows
-from tests.feedback.pii.measure import recall, touched
-from tests.feedback.pii.ordinary import ORDINARY
 
-FLOORS = {
-    "email": 0.97, "card": 0.98, "iban": 0.98, "ssn": 0.99, "ip": 0.92, "url_token": 0.95, "secret": 0.95, "password": 0.90,
-    "birth_date": 0.90, "passport": 0.90, "national_id": 0.85, "phone": 0.85, "username": 0.60, "person": 0.78, "address": 0.65,
-}  # fmt: skip
 SURE = ("email", "card", "iban", "ssn", "secret")
 
 
 def _filtered(*texts: str) -> Filtered:
     return filter_record(texts, deadline_seconds=30)
-
-
-@pytest.mark.parametrize(("carriers", "seed"), [(CARRIERS, 3), (SECOND_CARRIERS, 5)])
-def test_recall_is_over_its_floors(carriers: dict[str, tuple[str, ...]], seed: int) -> None:
-    counts, fully_clean, _ = recall(rows(carriers, per_template=1, seed=seed))
-    assert set(counts) == set(FLOORS)
-    below = {kind: n for kind, n in counts.items() if n[0] / n[1] < FLOORS[kind]}
-    assert below == {}
-    assert fully_clean >= 0.85
-
-
-def test_ordinary_prompts_are_left_alone() -> None:
-    changed, letters_hidden = touched()
-    others = [text for text, kinds in changed if any(kind != "PERSON" for kind in kinds)]
-    assert len(changed) <= 0.20 * len(ORDINARY)
-    assert len(others) <= 0.05 * len(ORDINARY)
-    assert letters_hidden <= 0.08
 
 
 def test_no_canary_of_a_sure_shape_survives() -> None:
@@ -71,6 +48,12 @@ def test_no_canary_of_a_sure_shape_survives() -> None:
         ("-password: hunter2\n+password: hunter3", "-password: <SECRET_1>\n+password: <SECRET_2>"),
         ("id,name\n1,Ottoline Vex\n2,Tunde", "id,name\n1,<PERSON_1>\n2,<PERSON_2>"),
         ("from 12 Long Oak Road\nBristol\nBS1 4ST please", "from <ADDRESS_1> please"),
+        ("DB_PASSWORD=tr0ub4dor\nPORT=80", "DB_PASSWORD=<SECRET_1>\nPORT=80"),
+        ("INSERT INTO t VALUES ('ann@mail.example.org')", "INSERT INTO t VALUES ('<EMAIL_1>')"),
+        ("a,email\n1,ann@mail.example.org", "a,email\n1,<EMAIL_1>"),
+        ("ann @ mail . com is mine", "<EMAIL_1> is mine"),
+        ("\u202eann@mail.example.org\u202c now", "\u202e<EMAIL_1>\u202c now"),
+        ("\U0001f469\u200d\U0001f4bb ann@mail.example.org", "\U0001f469\u200d\U0001f4bb <EMAIL_1>"),
     ],
 )
 def test_evasion_does_not_help(text: str, clean: str) -> None:
@@ -90,6 +73,12 @@ def test_the_same_person_has_the_same_placeholder_in_every_turn() -> None:
     assert done.texts[3] == "Dear <PERSON_1>, hi"
     assert done.counts == {"PERSON": 4}
     assert done.version == filter_version()
+
+
+def test_placeholders_of_two_records_say_nothing_of_each_other() -> None:
+    ann, bob = "ann.vex@mail.example.org", "bob.vex@mail.example.org"
+    assert _filtered(f"to {ann}, cc {bob}").texts == ("to <EMAIL_1>, cc <EMAIL_2>",)
+    assert _filtered(f"to {bob}, cc {ann}").texts == ("to <EMAIL_1>, cc <EMAIL_2>",)
 
 
 def test_numbers_of_placeholders_that_users_wrote_are_not_given_again() -> None:
@@ -132,7 +121,8 @@ def test_every_labelled_row_as_a_json_string_stays_json() -> None:
 
 @pytest.mark.parametrize("unit", ["(", "<", '"', "a", "A", "1", "a.", "a@", "1 ", '"\n"', "password=", "eyJ", "ab_", "-----BEGIN PRIVATE KEY-----", "(<", "[", '{"a":', "Aa ", "12 Elm ", "+1 "])  # fmt: skip
 def test_hostile_text_is_done_within_a_second_per_20_kb(unit: str) -> None:
-    text = (unit * 20_000)[:20_000]
+    # what follows the run makes every rule look at the window that it ends
+    text = (unit * 20_000)[:20_000] + " @ at dot tel +1 (2) password= iban card born passport x@"
     # The bound is the filter's own deadline, so what fails here is the filter and not this clock.
     done = filter_record([text], deadline_seconds=5)
     assert len(PLACEHOLDER.sub("", done.texts[0])) <= len(text)

@@ -25,7 +25,7 @@ def worker() -> Iterator[PiiWorker]:
     worker.close()
 
 
-def _broken_model(folder: Path, source: str) -> Path:
+def broken_model(folder: Path, source: str) -> Path:
     """A root for the child in which the model is another one."""
     for package in ("core", "feedback"):
         (folder / package).symlink_to(ROOT / package)
@@ -64,6 +64,20 @@ def test_a_killed_child_is_replaced_at_the_next_record(worker: PiiWorker) -> Non
     assert worker.pid != first
 
 
+def test_a_child_makes_room_for_a_new_one_after_many_records() -> None:
+    worker = PiiWorker(records_per_child=2)
+    try:
+        pids = []
+        for text in ("one", "two", "three"):
+            worker.start()
+            pids.append(worker.pid)
+            assert worker.filter_record([text], deadline_seconds=10).texts == (text,)
+        assert pids[0] == pids[1] != pids[2]
+        assert not Path(f"/proc/{pids[0]}").exists()
+    finally:
+        worker.close()
+
+
 def test_a_record_over_its_time_fails_and_the_child_lives(worker: PiiWorker) -> None:
     worker.start()
     before = worker.pid
@@ -78,7 +92,7 @@ def test_a_child_that_hangs_is_killed_and_nothing_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = "import time\nclass M:\n  def memory_zone(self): time.sleep(300)\ndef load(exclude): return M()\n"
-    monkeypatch.setattr(worker_module, "_ROOT", _broken_model(tmp_path, source))
+    monkeypatch.setattr(worker_module, "_ROOT", broken_model(tmp_path, source))
     worker = PiiWorker()
     worker.start()
     hung = worker.pid
@@ -94,7 +108,7 @@ def test_an_error_inside_the_filter_says_its_name_and_none_of_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = "class M:\n  def memory_zone(self): raise RuntimeError('canary-hunter2')\ndef load(exclude): return M()\n"
-    monkeypatch.setattr(worker_module, "_ROOT", _broken_model(tmp_path, source))
+    monkeypatch.setattr(worker_module, "_ROOT", broken_model(tmp_path, source))
     worker = PiiWorker()
     with pytest.raises(PiiFailed) as failure:
         worker.filter_record([SECRET + " said Ottoline Vex"], deadline_seconds=5)
@@ -107,7 +121,7 @@ def test_a_model_that_cannot_be_read_fails_every_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        worker_module, "_ROOT", _broken_model(tmp_path, "def load(exclude): raise OSError('no')\n")
+        worker_module, "_ROOT", broken_model(tmp_path, "def load(exclude): raise OSError('no')\n")
     )
     worker = PiiWorker()
     for _ in range(2):
