@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from core.auth import create_key, list_keys, revoke_key
 from core.records import ApiKey, KeyLimits, Scope
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
 from deploy.options import RedisUrl, StateDir, settings_from
+from deploy.terminal import listing, show
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 SCOPES: tuple[Scope, ...] = ("complete", "feedback", "label", "admin")
@@ -74,13 +74,13 @@ def list_all(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
 
     Example: instructloop keys list
     """
-    table = Table("id", "name", "tenant", "scopes", "state", "limits")
+    table = listing("id", "name", "tenant", "scopes", "state", "limits")
     for key in asyncio.run(_list(settings_from(state_dir, redis_url))):
         state = state_of(key, now=time.time())
         table.add_row(
             key.id, key.name, key.tenant, ", ".join(key.scopes), state, limits_of(key.limits)
         )
-    Console().print(table)
+    show(table)
 
 
 @app.command()

@@ -11,7 +11,6 @@ from typing import TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from core import loop
 from core.errors import InstructLoopError, NotFound
@@ -19,6 +18,7 @@ from core.records import Run
 from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
 from deploy.options import RedisUrl, StateDir, settings_from
+from deploy.terminal import listing, show
 from learning.rounds import stages_named
 from learning.runner import run_inline
 
@@ -69,11 +69,11 @@ def runs(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
     async def latest(redis: Redis) -> list[Run]:
         return await loop.list_runs(redis, limit=20)
 
-    table = Table("run", "started", "stage", "outcome", "version", "reason")
+    table = listing("run", "started", "stage", "outcome", "version", "reason", whole=2)
     for run in with_redis(settings_from(state_dir, redis_url), latest):
         started = datetime.fromtimestamp(run.created_at).isoformat(" ", "seconds")
         table.add_row(run.id, started, run.stage, run.outcome, run.version or "", run.reason)
-    Console().print(table)
+    show(table)
 
 
 @app.command()
@@ -153,6 +153,6 @@ def _follow(settings: Settings, run_id: str) -> None:
 
 
 def _say_outcome(run: Run) -> None:
-    print(f"{run.outcome}: {run.reason or run.version or ''}")
     if run.outcome not in GOOD:
         raise InstructLoopError(f"{run.id} ended as {run.outcome}: {run.reason}")
+    print(f"{run.outcome}: {run.reason or run.version or ''}")

@@ -5,14 +5,14 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from core import registry
 from core.records import Card
 from core.redis_client import Redis
 from deploy.cli_loop import with_redis
 from deploy.options import RedisUrl, StateDir, settings_from
+from deploy.terminal import listing
+from deploy.terminal import show as show_table
 
 app = typer.Typer(help="The registry of policies.", no_args_is_help=True)
 Why = Annotated[str, typer.Option(help="Goes into the audit log.")]
@@ -25,7 +25,7 @@ def list_all(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
     Example: instructloop policies list
     """
     cards, live = with_redis(settings_from(state_dir, redis_url), _cards_and_target)
-    table = Table("version", "kind", "parent", "created", "win rate over parent", "gate")
+    table = listing("version", "kind", "parent", "created", "win rate over parent", "gate")
     for card in cards:
         mark = " (live)" if card.version == live else ""
         table.add_row(
@@ -36,7 +36,7 @@ def list_all(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
             _win_rate(card),
             {True: "passed", False: "refused", None: ""}[card.gate.get("passed")],
         )
-    Console().print(table)
+    show_table(table)
 
 
 @app.command()

@@ -1,16 +1,19 @@
 """`instructloop status`: what serves, what was said, what was learned, what comes next."""
 
 import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from core import keys, loop, registry
+from core.hyperparameters import LearningSettings
 from core.records import Replica
 from core.redis_client import Redis
 from core.settings import Settings
 from deploy.cli_loop import with_redis
+from deploy.terminal import listing, show
 
 COUNTS = ("prompts", "ratings", "rankings", "demonstrations", "comparisons")
 
@@ -18,6 +21,7 @@ COUNTS = ("prompts", "ratings", "rankings", "demonstrations", "comparisons")
 def show_status(settings: Settings, *, as_json: bool) -> None:
     """Print it for a person, or as one JSON object."""
     status = with_redis(settings, read_status)
+    status["next_round"] = next_round(status["loop"], settings.learning)
     if as_json:
         print(json.dumps(status))
     else:
@@ -56,15 +60,54 @@ async def _warnings(redis: Redis) -> list[str]:
     return warnings
 
 
-def _print(status: dict[str, Any]) -> None:
-    console = Console()
+def next_round(state: Mapping[str, Any], learning: LearningSettings) -> str:
+    """When a round starts by itself, in words. `state` is that of `core.loop.loop_state`."""
+    if state["paused"]:
+        return "none while paused: `instructloop loop resume`"
+    if not state["worker"]:
+        return "none without a worker: `instructloop worker`, or `instructloop train`"
+    if state["current"]:
+        return "after the one that runs"
+    new, enough = state["new_comparisons"], learning.min_new_comparisons
+    said = f"at {enough} new comparisons (now {new})"
+    if state["last_round"] is None:
+        return said
+    due = _moment(state["last_round"] + learning.interval_seconds)
+    return f"{said}, or {due} if anything new was said"
+
+
+def _print(status: Mapping[str, Any]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
     console.print(f"serving: {status['serving'] or 'nothing yet'}")
-    table = Table("replica", "version", "state", "detail")
+    replicas = listing("replica", "version", "state", "detail")
     for replica in status["replicas"]:
-        table.add_row(replica["name"], replica["version"], replica["state"], replica["detail"])
-    console.print(table)
+        replicas.add_row(*(replica[name] for name in ("name", "version", "state", "detail")))
+    show(replicas)
     console.print("  ".join(f"{name}: {status[name]}" for name in COUNTS))
-    for name, value in status["loop"].items():
-        console.print(f"{name}: {value}")
+    _print_loop(console, status["loop"])
+    console.print(f"next round: {status['next_round']}")
     for warning in status["warnings"]:
         console.print(f"warning: {warning}", style="yellow")
+
+
+def _print_loop(console: Console, state: Mapping[str, Any]) -> None:
+    """The round that runs, the last one, and when each stage last ended."""
+    if run := state["current"]:
+        done = run["states"].get(run["stage"], {})
+        share = f"{done.get('fraction', 0.0):.0%}"
+        console.print(f"round: {run['id']}, {run['stage']} {share} {done.get('message', '')}")
+    if run := state["last"]:
+        console.print(
+            f"last round: {run['id']}, {run['outcome']}: {run['reason'] or run['version']}"
+        )
+    if not state["stages"]:
+        return
+    stages = listing("stage", "last ended", "took", "run", whole=4)
+    for name, last in state["stages"].items():
+        took = f"{last['seconds']:.0f} s" if "seconds" in last else ""
+        stages.add_row(name, _moment(last["finished_at"]), took, last["run_id"])
+    show(stages)
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
