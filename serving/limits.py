@@ -4,7 +4,8 @@ A budget of L a minute is a bucket that holds L and fills at L/60 a second, kept
 holds a slice of it, spends from the slice without asking, and says every 100 ms what it spent
 (serving/limit_leases.py, core/lua/lease_limits.lua). A bucket that it has not used for a while it
 gives back; the next use starts on credit, at most one slice, which the next report pays for. So
-all gateways together let in at most L + t * L/60 in t seconds, and one slice for each gateway more.
+all gateways together let in at most L + t * L/60 in t seconds, and one slice for each gateway more;
+a reply of Redis that is lost may cost one slice besides.
 Concurrency is alike, but a place comes back when its completion ends. Without Redis a gateway goes
 on alone, with `ALONE` of its share. Times are seconds on one monotonic clock, and are handed in.
 """

@@ -59,7 +59,11 @@ for i = 2, #KEYS do
     level = math.min(level, math.max(0, limit - budget.held))
     pool = level + budget.held
     slice = math.max(0, math.min(level, math.max(math.ceil(pool / shares), want)))
-    if want < 0 then slice = 0 end
+    if want < 0 then
+      slice = 0
+      -- in debt nobody starts on credit again, whatever the others still hold
+      if level < 0 then pool = level end
+    end
     kept = slice
     redis.call('HSET', KEYS[i], 'level', string.format('%.6f', level - slice),
       'at', string.format('%.0f', now))

@@ -56,7 +56,7 @@ def test_hardly_any_paragraph_of_real_prose_counts_as_broken() -> None:
         for paragraph in text.split("\n\n")
         if len(paragraph.split()) >= 20 and ">>>" not in paragraph and "__" not in paragraph
     ]
-    assert len(paragraphs) > 300
+    assert len(paragraphs) > 200
     assert sum(map(is_broken, paragraphs)) / len(paragraphs) < 0.02
 
 

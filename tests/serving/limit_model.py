@@ -46,6 +46,7 @@ class Pool:
         slice_ = max(0.0, min(level, max(math.ceil(pool / shares), want)))
         if want < 0:
             slice_ = 0.0
+            pool = level if level < 0 else pool
         else:
             self.holders[who] = (slice_, said, now)
         self.level, self.at = level - slice_, now
