@@ -30,6 +30,11 @@ soak: ## what is too slow for `make test`: both demonstrations, with their win r
 	@deploy/install.sh test
 	$(PYTEST) tests/soak -m soak $(ARGS)
 
+bench: ## what the gateway costs, with LiteLLM beside it (ARGS="--rounds 5 --memory --engine")
+	@deploy/install.sh runtime
+	@deploy/install.sh peers || true # without them the bench says so and goes on
+	@exec $(BIN)/instructloop bench gateway $(ARGS)
+
 lint: ## style and import directions
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
 	@$(BIN)/lint-imports --config pyproject.toml > .venv/import-linter.log || { cat .venv/import-linter.log; exit 1; }
@@ -41,4 +46,4 @@ format: ## rewrite all files in the house style
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
 clean: ## remove the virtual environment and caches, never a state folder
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis

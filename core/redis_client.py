@@ -28,6 +28,7 @@ LUA = Path(__file__).parent / "lua"
 SCHEMA_VERSION = "1"
 MAX_CONNECTIONS = 64
 """More calls at one time wait for a connection, as long as a command may take."""
+_LOOK_SECONDS = 0.05
 __all__ = [
     "Line",
     "Redis",
@@ -36,6 +37,7 @@ __all__ = [
     "local_redis_url",
     "redis_errors",
     "redis_url",
+    "rewrite_file",
     "script",
 ]
 
@@ -132,6 +134,33 @@ async def script(
     """Run core/lua/NAME.lua: one atomic step. It is loaded again after a restart of Redis."""
     run = client.register_script(_source(name))
     return await cast(Awaitable[Any], run(keys=key_names, args=args))
+
+
+async def rewrite_file(client: Redis, *, seconds: float) -> bool | None:
+    """Let Redis write its append-only file anew: commands whose effect is gone leave the disk.
+
+    True when it has (or keeps no such file), False when it is not done in time, None when this
+    Redis does not let us.
+    """
+    info = await client.info("persistence")
+    if not info.get("aof_enabled"):
+        return True
+    if info["aof_rewrite_in_progress"]:  # it began before: it may hold what is gone by now
+        await _until_rewritten(client, seconds)
+    try:
+        await client.bgrewriteaof()
+    except redis.ResponseError as error:
+        return False if "progress" in str(error) else None
+    return await _until_rewritten(client, seconds)
+
+
+async def _until_rewritten(client: Redis, seconds: float) -> bool:
+    for _ in range(int(seconds / _LOOK_SECONDS)):
+        info = await client.info("persistence")
+        if not info["aof_rewrite_in_progress"] and not info["aof_rewrite_scheduled"]:
+            return bool(info["aof_last_bgrewrite_status"] == "ok")
+        await asyncio.sleep(_LOOK_SECONDS)
+    return False
 
 
 class Line:

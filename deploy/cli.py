@@ -14,7 +14,7 @@ import typer
 
 from core.errors import InstructLoopError
 from core.settings import PREFIX
-from deploy import cli_keys, cli_loop, cli_policies
+from deploy import cli_bench, cli_keys, cli_loop, cli_policies
 from deploy.options import RedisUrl, StateDir, override, read_admin_key, settings_from
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_loop.app, name="loop")
 app.add_typer(cli_policies.app, name="policies")
@@ -157,6 +158,24 @@ def train(
     Example: instructloop train --wait
     """
     cli_loop.train(settings_from(state_dir, redis_url), stage=stage, wait=wait)
+
+
+@app.command()
+def erase(
+    user: Annotated[str, typer.Option(help="The name given as `user` in requests.")],
+    tenant: Annotated[str, typer.Option(help="Whose end user.")] = "default",
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the end.")] = 120.0,
+    state_dir: StateDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Erase everything of one end user; prints the receipt. Without a live worker it is done here.
+
+    Example: instructloop erase --user ann@example.org
+    """
+    from deploy import cli_data
+
+    settings = settings_from(state_dir, redis_url)
+    cli_data.erase(settings, user=user, tenant=tenant, wait_seconds=wait)
 
 
 @app.command()

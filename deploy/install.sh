@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything a fresh Debian or Ubuntu machine needs, once: install.sh runtime | test
+# Everything a fresh Debian or Ubuntu machine needs, once: install.sh runtime | test | peers
 # Each failure is one line that says the command to run. A second run finds its stamp and leaves.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,8 +8,10 @@ what=${1:-runtime}
 venv=.venv
 runtime_lock=deploy/locks/runtime-cpu.txt
 test_lock=deploy/locks/test.txt
-log=$venv/install.log
+peers_lock=deploy/locks/peers.txt
 need_mib=6000
+[ "$what" = peers ] && { venv=.venv-peers; need_mib=2000; } # their pins and ours conflict
+log=$venv/install.log
 
 fail() {
     echo "instructloop: $*" >&2
@@ -55,11 +57,12 @@ install_lock() {
     lock=$1
     stamp=$venv/.$(basename "$lock" .txt).sha256
     sum=$(cat "$lock" pyproject.toml | sha256sum)
+    [ "$what" = peers ] && sum=$(sha256sum <"$lock") # they do not depend on our own project
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sum" ] && return
     echo "instructloop: installing $(grep -c '==' "$lock") exact packages of $lock (minutes, once) ..."
     : >$log
     pip_install --require-hashes -r "$lock" || explain_and_fail "$lock"
-    pip_install --no-build-isolation -e . || explain_and_fail "instructloop"
+    [ "$what" = peers ] || pip_install --no-build-isolation -e . || explain_and_fail "instructloop"
     echo "$sum" >"$stamp"
 }
 
@@ -73,6 +76,7 @@ install_browser() {
 }
 
 make_venv
+[ "$what" = peers ] && { install_lock $peers_lock; exit 0; }
 install_lock $runtime_lock
 [ "$what" = test ] && { install_lock $test_lock; install_browser; }
 exit 0

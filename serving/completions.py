@@ -60,10 +60,10 @@ async def complete(request: Request, api: Api) -> Reply:
     require(key, "complete")
     services: Services = request.app.state.services
     settings = services.settings
+    body = await request.body()  # from here on nothing waits until an engine is asked
     if services.replicas.in_flight >= settings.max_concurrent_requests:
         raise Unavailable("too many completions are being answered now", code="overloaded")
-    limits = Limits(settings.max_choices, settings.max_prompt_chars)
-    asked = requests.parse(api, await request.body(), limits)
+    asked = requests.parse(api, body, Limits(settings.max_choices, settings.max_prompt_chars))
     secret = services.keyring.key("mac")
     tag = ids.prompt_tag(secret, key.tenant, asked.canonical)
     token = ids.new_token(
@@ -115,9 +115,7 @@ _LIMIT_HEADERS: dict[str, Any] = {
     for what in LIMIT_HEADERS
     for kind in ("requests", "tokens")
 }
-_RETRY_AFTER = {
-    "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}
-}
+_RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
 
 
 def _documented(api: Api) -> dict[str, Any]:

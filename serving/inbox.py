@@ -13,8 +13,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import orjson
 from core import keys, metrics
 from core.errors import Unavailable
 from core.keyring import Keyring
-from core.redis_client import Redis, redis_errors, script
+from core.redis_client import Line, Redis, redis_errors, script
 from serving.background import cancel_all
 from serving.spool import Entry, SpoolFull, new_spool, orphans
 
@@ -36,6 +37,7 @@ _REPLAY_PATIENCE_SECONDS = 5.0
 _REPLAY_PAUSE_SECONDS = 0.25
 _QUICK_SECONDS = PATIENCE_SECONDS / 4  # Redis is well again when it takes a batch in this time
 _MARK_SECONDS = 30 * 86_400
+Script = Callable[[str, list[str], list[str | bytes | int | float]], Awaitable[Any]]
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class Inbox:
         spool_max_bytes: int,
     ) -> None:
         self._redis = redis
+        self._line = Line(redis)
         self._keyring = keyring
         self._max_entries = max_entries
         self._orphans = orphans(folder)
@@ -115,6 +118,7 @@ class Inbox:
         self._closing = True
         self._wake.set()
         await writer
+        await self._line.close()
         for spool in (*self._orphans, self._spool):
             spool.close()
 
@@ -132,25 +136,24 @@ class Inbox:
         entries = [waiting.entry for waiting in batch]
         try:
             async with asyncio.timeout_at(_deadline(batch[0].since)):
-                done = await self._deliver(self._spool.writer, entries)
+                done = await self._deliver(self._line.script, self._spool.writer, entries)
         except (Unavailable, TimeoutError) as error:
-            log.warning("completions go to the spool: %s", error or "Redis is slow")
+            log.warning("completions go to the spool: %s", str(error) or "Redis is slow")
             return False
         except Exception:  # replies wait for this task: whatever Redis says, they go on
             log.exception("completions go to the spool")
             return False
         return done == len(entries)
 
-    async def _deliver(self, writer: str, entries: Sequence[Entry]) -> int:
+    async def _deliver(self, run: Script, writer: str, entries: Sequence[Entry]) -> int:
         """How many from the front are in the inbox now. Raises Unavailable."""
         pairs: list[str | bytes | int | float] = []
         for entry in entries:
             pairs += (entry.number, entry.sealed)
         with redis_errors():
-            done, self._length = await script(
-                self._redis,
+            done, self._length = await run(
                 "append_inbox",
-                [keys.inbox(), keys.idempotency(f"inbox:{writer}")],
+                [keys.inbox(), keys.inbox_writer(writer)],
                 [self._max_entries, _MARK_SECONDS, *pairs],
             )
         metrics.LOG_BACKLOG.set(self._length)
@@ -189,7 +192,7 @@ class Inbox:
         spool = self._orphans[0] if self._orphans else self._spool
         entries = spool.read(_REPLAY_BYTES)
         began = time.monotonic()
-        done = await self._deliver(spool.writer, entries)
+        done = await self._deliver(partial(script, self._redis), spool.writer, entries)
         quick = time.monotonic() - began < _QUICK_SECONDS
         spool.advance(entries[:done])
         if spool.drained and self._orphans:

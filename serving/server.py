@@ -5,6 +5,7 @@ flight finish for `shutdown_seconds`, makes the log durable, and returns.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -31,6 +32,8 @@ def serve(settings: Settings) -> None:
     if gateway.metrics_port is not None and not is_loopback(gateway.host):
         metrics.serve(gateway.metrics_port, host=gateway.host)
     server = http_server(settings)
+    gc.collect()
+    gc.freeze()  # what is here stays: collections that look through it would hold requests up
     # uvicorn raises the signal again when it is done; for us a stop on demand is no failure
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: None)
