@@ -103,7 +103,7 @@ def test_a_grant_is_settled_once_however_often_it_is_said(keyring, clock):
     for _ in range(3):
         grant.settle(30)
     door.admit(key(), "ada", 70)
-    refused(door, key(), tokens=1)
+    assert refused(door, key(), tokens=1).status == 429
 
 
 def test_more_than_the_whole_limit_is_refused_for_good_only_if_asked_for(keyring, clock):
