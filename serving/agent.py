@@ -98,8 +98,13 @@ async def _look(agent: Agent) -> None:
     try:
         with redis_errors():
             wanted = await registry.target(agent.redis)
+        await _step(agent, wanted)
     except Unavailable:
         return  # what serves goes on serving; the next look may know more
+
+
+async def _step(agent: Agent, wanted: str | None) -> None:
+    """Start, swap, or end an engine that hangs. Raises Unavailable (no Redis)."""
     if agent.process is None or agent.process.poll() is not None:
         await _start(agent, wanted)
     elif wanted and wanted != agent.serving and wanted not in agent.refused:
@@ -145,7 +150,8 @@ async def _start(agent: Agent, wanted: str | None) -> None:
         await _launch(agent, loadable)
     except CorruptVersion as error:
         await _refuse(agent, wanted, error.message)
-        await registry.rollback(agent.redis, who=agent.name, why=error.message, expected=wanted)
+        with redis_errors():
+            await registry.rollback(agent.redis, who=agent.name, why=error.message, expected=wanted)
     except (EngineError, StartError) as error:
         agent.failures += 1
         agent.state, agent.detail = "failed", error.message

@@ -25,6 +25,7 @@ from core.keyring import Keyring
 from core.redis_client import Redis, connect, redis_url
 from core.settings import Settings
 from feedback.labeling_routes import router as labeling_router
+from feedback.rater_routes import router as rater_router
 from feedback.routes import router as feedback_router
 from feedback.users_routes import router as users_router
 from serving import completions, health, policies, replicas, service
@@ -99,6 +100,7 @@ def _mount(app: FastAPI, settings: Settings) -> None:
         feedback_token_router,
         usage_router,
         labeling_router,
+        rater_router,
         users_router,
         policies.router,
         loop_view_router,

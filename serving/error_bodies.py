@@ -10,6 +10,7 @@ import orjson
 from pydantic import BaseModel
 
 from core.errors import InstructLoopError
+from serving import sse
 
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_KINDS = {
@@ -46,22 +47,34 @@ def body_for(path: str, error: InstructLoopError) -> dict[str, Any]:
 
 def refusal_for(path: str, status: int, body: bytes) -> bytes:
     """An engine's refusal as clients of a path expect it: unchanged, if it is that already."""
-    if not path.startswith(ANTHROPIC_PATH):
-        return body
     try:
         said = orjson.loads(body)
     except orjson.JSONDecodeError:
         said = None
-    if isinstance(said, dict) and said.get("type") == "error":
+    said = said if isinstance(said, dict) else {}
+    is_anthropic = path.startswith(ANTHROPIC_PATH)
+    if isinstance(said.get("error"), dict) and is_anthropic == (said.get("type") == "error"):
         return body
-    error = said.get("error") if isinstance(said, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
-    return orjson.dumps(_anthropic(status, str(message or "the engine refused the request")))
+    message = _message_in(said) or f"the engine refused the request with status {status}"
+    if is_anthropic:
+        return orjson.dumps(_anthropic(status, message))
+    return orjson.dumps(InstructLoopError(message).body())
+
+
+def _message_in(said: dict[str, Any]) -> str | None:
+    """What went wrong, in an error object, in a response that failed, or in an error event."""
+    response = said.get("response")
+    failed = response.get("error") if isinstance(response, dict) else None
+    for error in (said.get("error"), failed, said):
+        message = error.get("message") if isinstance(error, dict) else None
+        if isinstance(message, str):
+            return message
+    return None
 
 
 def openai_event(error: InstructLoopError) -> bytes:
     """An event that OpenAI's client raises, in a stream of chat or text completions."""
-    return b"data: " + orjson.dumps(error.body()) + b"\n\n"
+    return sse.event_of(orjson.dumps(error.body()))
 
 
 def response_event(error: InstructLoopError) -> bytes:

@@ -4,7 +4,8 @@
 token counts. An engine that fails a probe is asked no more (its breaker opens) until a later probe
 succeeds; one that hangs loses the requests that wait for it, and they are asked elsewhere. Probes
 of our own engines have the lowest priority, so that they delay nobody, and an engine that is only
-too busy to answer one shows it by its token counters. Knows nothing of clients.
+too busy to answer one shows it by its token counters; one that has none is believed for as long as
+it has requests, which have bounds of their own. Knows nothing of clients.
 """
 
 import asyncio
@@ -72,6 +73,8 @@ async def check(upstream: Upstream, engine: Engine, *, patience: float) -> None:
         if hangs and (engine.well_at > began or await _makes_progress(upstream, engine, patience)):
             engine.proved()
             return
+        if hangs and engine.in_flight and not engine.is_vllm:
+            return  # it may be at work, and has no counters that say so
         engine.disproved(str(error) or "it answers nothing")
         if hangs:
             engine.abandon()
@@ -127,9 +130,15 @@ async def _makes_progress(upstream: Upstream, engine: Engine, patience: float) -
     """Whether its counters of tokens move: it is busy with long answers, and does not hang."""
     if not engine.is_vllm:
         return False
+    seconds = min(patience, _PROGRESS_SECONDS)
     try:
-        before = tokens(await upstream.get(engine, "/metrics"))
-        await asyncio.sleep(min(patience, _PROGRESS_SECONDS))
-        return tokens(await upstream.get(engine, "/metrics")) > before
+        before = await _tokens(upstream, engine, seconds)
+        await asyncio.sleep(seconds)
+        return await _tokens(upstream, engine, seconds) > before
     except _FAILURES:
         return False
+
+
+async def _tokens(upstream: Upstream, engine: Engine, seconds: float) -> float:
+    async with asyncio.timeout(seconds):
+        return tokens(await upstream.get(engine, "/metrics"))

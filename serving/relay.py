@@ -9,6 +9,7 @@ the log entry is durable. What is read beside the bytes is in serving/transcript
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,8 @@ from serving.upstream import NotAnswered, Upstream, check_id
 from serving.usage import Usage
 
 HUNG_UP, SHUT_DOWN, BROKE_OFF = "hung_up", "shutdown", "engine"
+_LAST_WORD_SECONDS = 1.0
+"""How long a client that reads too slowly may take for the error that ends its stream."""
 _MAX_ENGINES = 3  # that are asked for one reply; a request that ends engines ends no more
 
 
@@ -148,6 +151,7 @@ class Reply:
                 else:
                     await self._unary(engine, response, send)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            engine.replies.discard(patience)  # it has ended, and cannot be hurried any more
             if self.started:
                 await self._break_off(send)
             elif isinstance(error, TimeoutError) and engine.breaker.closed:
@@ -257,7 +261,9 @@ class Reply:
         await self._durable()
         error = EngineError("the engine broke off this reply; ask again")
         event = self.asked.api.error_event(error)
-        await send({"type": "http.response.body", "body": event})
+        with suppress(TimeoutError):  # the server closes the connection of who reads no more
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await send({"type": "http.response.body", "body": event})
 
     async def _start(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 
 from core import keys, metrics
-from core.errors import NotFound, Unavailable
+from core.errors import Unavailable
 from core.records import Replica
 from core.redis_client import Redis, redis_errors
 from serving.breaker import Breaker
@@ -49,19 +49,17 @@ class Replicas:
     ) -> Engine:
         """The engine for a request; `near` is a prompt's point (serving/routing.py).
 
-        Raises Unavailable when none is there, NotFound when none serves the pinned version.
+        Raises Unavailable when none is there, NotFound when those that are ready serve other
+        versions than the pinned one.
         """
         now = time.monotonic()
         engine = choose(self._engines.values(), version=version, tried=tried, now=now, near=near)
         if engine is not None:
             return engine
-        if version is not None and version not in self.versions():
-            raise self.not_served(version)
+        served = self.versions()
+        if served and version is not None and version not in served:
+            raise model_not_found(f"{MODEL}@{version}")
         raise Unavailable("no engine is ready: see /readyz", retry_after=1, code="no_engine")
-
-    def not_served(self, version: str) -> NotFound:
-        """The error for a pinned version that no replica serves."""
-        return model_not_found(f"{MODEL}@{version}")
 
     def versions(self) -> list[str]:
         """The versions that some replica serves now."""

@@ -33,8 +33,8 @@ def read_choices(transcript: Transcript, said: Said) -> Kind:
     for choice in choices:
         _read_choice(transcript.answer(choice.get("index", 0)), choice)
     if usage := said.get("usage"):
-        transcript.prompt_tokens = usage.get("prompt_tokens")
-        transcript.completion_tokens = usage.get("completion_tokens")
+        transcript.prompt_tokens = _count(usage.get("prompt_tokens"))
+        transcript.completion_tokens = _count(usage.get("completion_tokens"))
     return Kind.USAGE if usage and not choices else Kind.DATA
 
 
@@ -139,8 +139,8 @@ def _read_whole_response(transcript: Transcript, response: Said) -> None:
             answer.text += [part.get("text") or "" for part in item.get("content") or ()]
     answer.finish_reason = _how_it_ended(response, bool(answer.tool_calls))
     if usage := response.get("usage"):
-        transcript.prompt_tokens = usage.get("input_tokens")
-        transcript.completion_tokens = usage.get("output_tokens")
+        transcript.prompt_tokens = _count(usage.get("input_tokens"))
+        transcript.completion_tokens = _count(usage.get("output_tokens"))
 
 
 def _how_it_ended(response: Said, calls: bool) -> str:
@@ -193,5 +193,10 @@ def _read_usage(transcript: Transcript, usage: Said | None) -> None:
     if not usage:
         return
     parts = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-    transcript.prompt_tokens = sum(usage.get(part) or 0 for part in parts)
-    transcript.completion_tokens = usage.get("output_tokens")
+    transcript.prompt_tokens = sum(_count(usage.get(part)) or 0 for part in parts)
+    transcript.completion_tokens = _count(usage.get("output_tokens"))
+
+
+def _count(said: Any) -> int | None:
+    """A number of tokens; None for what is none, which limits and usage could not reckon with."""
+    return said if isinstance(said, int) and said >= 0 else None

@@ -103,7 +103,7 @@ def parse(api: Api, body: bytes, limits: Limits) -> Asked:
         version=_version(said.get("model")),
         stream=stream,
         stream_options=_stream_options(said, stream),
-        choices=min(n * prompt.count, MAX_TOKEN_CHOICES),
+        choices=_choices(n, prompt.count),
         prompt=prompt.recorded,
         canonical=_encode({api.tag_field: prompt.seen, **beside}, orjson.OPT_SORT_KEYS),
         stored=stored,
@@ -171,6 +171,15 @@ def _count(n: Any, limits: Limits) -> int:
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= limits.max_choices:
         raise BadRequest(f"`n` must be an integer from 1 to {limits.max_choices}", param="n")
     return n
+
+
+def _choices(n: int, prompts: int) -> int:
+    if n * prompts > MAX_TOKEN_CHOICES:
+        raise BadRequest(
+            f"`n` answers to each prompt make {n * prompts}: ask for at most {MAX_TOKEN_CHOICES}",
+            param="n",
+        )
+    return n * prompts
 
 
 def _version(model: Any) -> str | None:

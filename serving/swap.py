@@ -1,9 +1,11 @@
 """A hot swap: new weights into a running engine, in the order in which nothing can go wrong.
 
-hold new requests, drain for a bounded time, pause, load, compare checksums, clear the cache, name
-the version, resume, probe, admit. A failure puts the old weights back over new connections; where
-that cannot be, the caller restarts the engine. Verification of the files comes before all of this
-(core/versions.py), because a failed load leaves an engine without weights.
+stage the new weights beside the old ones while the engine answers, and compare all their checksums;
+hold new requests, drain for a bounded time, pause, exchange the two sets and prove each layer,
+clear the cache, name the version, resume, probe, admit; then compare all checksums of what is live,
+again while the engine answers. An engine that cannot hold two sets loads and is compared within the
+pause. A failure puts the old weights back over new connections; where that cannot be, the caller
+restarts the engine. Verification of the files comes before all of this (core/versions.py).
 
 Knows the engine only as the protocol below; knows no Redis.
 """
@@ -22,6 +24,15 @@ log = logging.getLogger(__name__)
 
 class SwapEngine(Protocol):
     """What a swap needs of an engine; core/engine/client.py has it for vLLM."""
+
+    async def stage(self, folder: Path) -> dict[str, str] | None:
+        """Load weights beside the live ones; their checksums, None if it can only reload."""
+
+    async def install(self) -> None:
+        """Exchange the live weights for the staged ones, and prove that each layer has them."""
+
+    async def attest(self) -> dict[str, str]:
+        """`checksums`, while the engine answers."""
 
     async def hold(self) -> None:
         """Let new requests wait."""
@@ -81,42 +92,64 @@ class SwapResult:
     held_seconds: float
     """From hold to admit: what a new request saw at most."""
     checksums: dict[str, str]
+    held_at: float
+    """When hold was asked for, on the monotonic clock."""
 
 
 async def swap(
     engine: SwapEngine, *, new: Loadable, old: Loadable, drain_seconds: float
 ) -> SwapResult:
     """Take `new` into the engine. Raises SwapFailed, with the old weights back if possible."""
-    held_at = time.monotonic()
-    await engine.hold()
     try:
+        staged = await engine.stage(new.folder)
+        if staged is not None:
+            _check(staged, new)
+    except (EngineError, CorruptVersion) as failure:  # nothing live was touched
+        raise SwapFailed(_said(new, failure), restored=True) from failure
+    held_at = time.monotonic()
+    try:
+        await engine.hold()
         await engine.drain(drain_seconds)
-        pause_seconds, checksums = await _exchange(engine, new)
+        pause_seconds, checksums = await _exchange(engine, new, staged)
         await engine.admit(new.version)
+        held_seconds = time.monotonic() - held_at
+        if staged is not None and await engine.attest() != staged:
+            raise EngineError("the live parameters are not those that were staged")
     except (EngineError, CorruptVersion) as failure:
         restored = await _restore(engine, old)
-        raise SwapFailed(f"{new.version} did not go in: {failure}", restored=restored) from failure
-    return SwapResult(
-        pause_seconds=pause_seconds,
-        held_seconds=time.monotonic() - held_at,
-        checksums=checksums,
-    )
+        raise SwapFailed(_said(new, failure), restored=restored) from failure
+    return SwapResult(pause_seconds, held_seconds, checksums, held_at)
 
 
-async def _exchange(engine: SwapEngine, new: Loadable) -> tuple[float, dict[str, str]]:
+async def _exchange(
+    engine: SwapEngine, new: Loadable, staged: dict[str, str] | None
+) -> tuple[float, dict[str, str]]:
     """Pause, load, prove, resume, probe. Returns the length of the pause and the checksums."""
     paused_at = time.monotonic()
     await engine.pause()
-    await engine.reload(new.folder)
-    checksums = await engine.checksums()
-    if differing := differing_parameters(checksums, new.checksums):
-        raise EngineError(f"{differing} parameters are not those of {new.version} after loading it")
+    if staged is not None:
+        await engine.install()
+        checksums = staged
+    else:
+        await engine.reload(new.folder)
+        checksums = await engine.checksums()
+        _check(checksums, new)
     await engine.reset_prefix_cache()
     await engine.set_weight_version(new.version)
     await engine.resume()
     pause_seconds = time.monotonic() - paused_at
     await engine.probe()
     return pause_seconds, checksums
+
+
+def _check(checksums: Mapping[str, str], of: Loadable) -> None:
+    """Raise EngineError unless these can be the version's."""
+    if differing := differing_parameters(checksums, of.checksums):
+        raise EngineError(f"{differing} parameters are not those of {of.version} after loading it")
+
+
+def _said(new: Loadable, failure: InstructLoopError) -> str:
+    return f"{new.version} did not go in: {failure}"
 
 
 def differing_parameters(live: Mapping[str, str], expected: Mapping[str, str] | None) -> int:
@@ -132,7 +165,8 @@ def differing_parameters(live: Mapping[str, str], expected: Mapping[str, str] | 
 async def _restore(engine: SwapEngine, old: Loadable) -> bool:
     """Put the old weights back and serve with them. False when that failed too."""
     try:
-        await _exchange(engine, old)
+        await engine.hold()
+        await _exchange(engine, old, None)
         await engine.admit(old.version)
     except (EngineError, CorruptVersion) as failure:
         log.error("the old weights could not be put back: %s", failure.message)

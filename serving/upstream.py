@@ -5,8 +5,7 @@ its own, all URLs share one. What a client sent reaches the engine only as the b
 serving/requests.py built; none of its headers do. Knows nothing of what is in a reply.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -52,22 +51,16 @@ class Upstream:
             response.release() if response.content.at_eof() else response.close()
 
     async def get(self, engine: Engine, path: str) -> bytes:
-        """A document of the engine. Raises aiohttp.ClientError, TimeoutError."""
+        """A document of the engine. Raises aiohttp.ClientError. The caller says how long."""
         session, base = self._session(engine)
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            async with session.get(base + path, headers=self._headers(engine)) as response:
-                response.raise_for_status()
-                return await response.read()
-
-    async def forget(self, engines: Collection[Engine]) -> None:
-        """Close the sessions of sockets that are none of `engines`' any more."""
-        used = {_session_key(engine) for engine in engines}
-        for key in [key for key in self._sessions if key not in used]:
-            await self._sessions.pop(key).close()
+        async with session.get(base + path, headers=self._headers(engine)) as response:
+            response.raise_for_status()
+            return await response.read()
 
     async def close(self) -> None:
         """Close every connection."""
-        await self.forget(())
+        while self._sessions:
+            await self._sessions.popitem()[1].close()
 
     async def _open(
         self, engine: Engine, path: str, body: bytes, request_id: str

@@ -91,6 +91,37 @@ async def test_an_engine_that_hangs_is_ended_so_that_it_can_start_again(
         )
 
 
+class GoneAfterTheTarget:
+    """A Redis that says which version is wanted, and nothing after that."""
+
+    def __init__(self, redis) -> None:
+        self._redis = redis
+        self.asked = []
+
+    def __getattr__(self, name):
+        self.asked.append(name)
+        if len(self.asked) > 1:
+            raise ConnectionError("Redis is gone")
+        return getattr(self._redis, name)
+
+
+@pytest.mark.parametrize("serving", ["v0000", ""], ids=["swap", "start"])
+async def test_a_redis_that_goes_away_in_the_middle_of_a_look_ends_neither_agent_nor_engine(
+    settings, keyring, redis, state_dir, serving
+):
+    await redis.set(keys.target(), "v0001")
+    async with watched(settings, keyring, redis, state_dir, Engine()) as (agent, process):
+        agent.serving = serving
+        if not serving:
+            agent.process = None
+        agent.redis = GoneAfterTheTarget(redis)
+        await agents._look(agent)
+        assert len(agent.redis.asked) > 1
+        assert process.poll() is None
+        assert agent.state == ("ready" if serving else "starting")
+        assert agent.refused == set()
+
+
 @pytest.mark.parametrize("engine", [Engine(moves=True), Engine(in_flight=0)], ids=["busy", "idle"])
 async def test_an_engine_that_is_busy_or_idle_is_left_alone(
     settings, keyring, redis, state_dir, often, engine

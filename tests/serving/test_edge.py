@@ -165,3 +165,8 @@ async def test_browsers_of_named_origins_may_call(redis, gateway_settings, origi
         async with gateway.http.options(gateway.url + FEEDBACK, headers=preflight) as response:
             allowed = response.headers.get("Access-Control-Allow-Origin")
         assert allowed == (origin if "app" in origin else None)
+        for path in (FEEDBACK, "/nothing"):  # a page has to be able to read why not
+            headers = {"Origin": origin, "Authorization": "Bearer il-unknown"}
+            async with gateway.http.post(gateway.url + path, json={}, headers=headers) as response:
+                assert response.status == 401
+                assert response.headers.get("Access-Control-Allow-Origin") == allowed

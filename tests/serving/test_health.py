@@ -8,7 +8,7 @@ import pytest
 
 from core import metrics
 from serving.engines import Engine
-from serving.health import PROBE_PRIORITY, is_due
+from serving.health import PROBE_PRIORITY, check, is_due
 from tests.conftest import eventually
 from tests.serving.conftest import CHAT, announce, running_gateway
 from tests.serving.engine_double import WORDS, EngineDouble
@@ -278,3 +278,51 @@ async def test_a_fixed_engine_that_goes_is_left_and_comes_back_by_itself(gateway
             assert len(second.requests) == 1
     finally:
         await gateway_running.__aexit__(None, None, None)
+
+
+async def test_a_foreign_engine_that_answers_one_at_a_time_keeps_what_it_is_at_work_on(
+    gateway_settings, redis, monkeypatch
+):
+    """It has no counters to show that it works; only its requests' own bounds end them."""
+    probed = []
+
+    async def counted(upstream, engine, *, patience):
+        await check(upstream, engine, patience=patience)
+        probed.append(engine)
+
+    monkeypatch.setattr("serving.health.check", counted)
+    double = EngineDouble(own_ids=True)
+    async with double.listening() as url:
+        group = gateway_settings.engine.model_copy(update={"urls": (url,)})
+        settings = probing(gateway_settings, probe_timeout_seconds=0.2)
+        async with running_gateway(settings.model_copy(update={"engine": group}), redis) as gateway:
+            await eventually(gateway.app.state.services.replicas.can_serve)
+            double.hangs = True
+            slow = asyncio.create_task(ask(gateway))
+            await eventually(lambda: double.answering == 1)
+            seen = len(probed)
+            await eventually(lambda: len(probed) > seen + 2)
+            assert known(gateway, url).breaker.closed
+            double.hangs = False
+            status, body = await slow
+            assert status == 200
+            assert b"Paris" in body
+
+
+async def test_an_engine_that_takes_its_time_to_say_what_it_serves_is_taken_all_the_same(
+    gateway_settings, redis, monkeypatch
+):
+    models = EngineDouble.models
+
+    async def late(double, request):
+        await asyncio.sleep(0.2)
+        return await models(double, request)
+
+    monkeypatch.setattr("serving.upstream._CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(EngineDouble, "models", late)
+    async with EngineDouble().listening() as url:
+        group = gateway_settings.engine.model_copy(update={"urls": (url,)})
+        settings = probing(gateway_settings).model_copy(update={"engine": group})
+        async with running_gateway(settings, redis) as gateway:
+            await eventually(gateway.app.state.services.replicas.can_serve)
+            assert (await ask(gateway))[0] == 200

@@ -81,6 +81,16 @@ def test_a_pinned_version_on_an_engine_that_is_ill_is_there_but_not_now():
     assert replicas.versions() == ["v0003"]
 
 
+@pytest.mark.parametrize("state", ["starting", "failed", "draining"])
+def test_with_no_engine_ready_a_pinned_version_may_come_back_so_it_is_not_said_to_be_unknown(state):
+    replicas = Replicas()
+    with pytest.raises(Unavailable):
+        replicas.pick("v0003")
+    replicas.update(["a"], [replica("a", version="", state=state)], now=0.0)
+    with pytest.raises(Unavailable):
+        replicas.pick("v0003")
+
+
 def test_the_figures_say_how_many_engines_are_in_which_state():
     def shown(version: str, state: str) -> float:
         return metrics.REPLICAS.labels(version, state)._value.get()

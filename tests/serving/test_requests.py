@@ -209,6 +209,13 @@ def test_only_one_text_is_logged_never_a_batch_or_token_ids():
         assert sent(asked)["prompt"] == unlogged
 
 
+def test_a_batch_has_no_more_answers_than_an_id_can_count():
+    assert text(["x"] * 51, n=5).choices == 255
+    error = refused(text, prompt=["x"] * 52, n=5)
+    assert error.param == "n"
+    assert "260" in error.message
+
+
 @pytest.mark.parametrize("prompt", [None, [], [[]], ["x", 1], [True], 3, {"a": 1}, ["x"] * 129])
 def test_a_prompt_of_another_shape_is_refused(prompt):
     assert refused(text, prompt=prompt).param == "prompt"

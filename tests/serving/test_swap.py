@@ -12,19 +12,25 @@ NEW = Loadable("v0001", Path("v0001"), {"layer.weight": "new"})
 CHECKSUMS = {"v0000": "old", "v0001": "new"}
 STEPS = (
     "pause",
-    "reload",
-    "checksums",
+    "install",
     "reset_prefix_cache",
     "set_weight_version",
     "resume",
     "probe",
 )
+RELOADED = ("pause", "reload", "checksums", *STEPS[2:])
 
 
 class EngineDouble:
     """Does what vLLM does: a failed load leaves no weights; a stale cache stays until reset."""
 
-    def __init__(self, fail_at: str = "", times: int = 1, refuse: bool = False) -> None:
+    def __init__(
+        self, fail_at: str = "", times: int = 1, refuse: bool = False, stages: bool = True
+    ) -> None:
+        self.stages = stages
+        self.staged = ""
+        self.lost = ""
+        """What installing does in truth, if not what it should."""
         self.weights: str | None = "v0000"
         self.version = "v0000"
         self.cached_from: str | None = "v0000"
@@ -37,6 +43,24 @@ class EngineDouble:
         if name == self.fail_at and self.times > 0:
             self.times -= 1
             raise EngineError(f"{name} failed")
+
+    async def stage(self, folder: Path) -> dict[str, str] | None:
+        if self.refuse:
+            raise CorruptVersion("NaN in layer.weight")
+        self._step("stage")
+        self.staged = folder.name
+        return {"layer.weight": CHECKSUMS[folder.name]} if self.stages else None
+
+    async def install(self) -> None:
+        assert self.paused
+        self.weights = None
+        self._step("install")
+        self.weights = self.lost or self.staged
+
+    async def attest(self) -> dict[str, str]:
+        assert not self.paused
+        self._step("attest")
+        return {"layer.weight": CHECKSUMS[self.weights]}
 
     async def hold(self) -> None:
         self.held = True
@@ -52,8 +76,6 @@ class EngineDouble:
 
     async def reload(self, folder: Path) -> None:
         assert self.paused
-        if self.refuse and folder.name == "v0001":
-            raise CorruptVersion("NaN in layer.weight")
         self.weights = None
         self._step("reload")
         self.weights = folder.name
@@ -83,7 +105,8 @@ class EngineDouble:
 
     async def admit(self, version: str) -> None:
         self._step("admit")
-        assert version == self.version == self.weights
+        assert version == self.version
+        assert self.weights in (version, self.lost)
         assert self.cached_from in (None, version)
         self.held = False
 
@@ -91,12 +114,19 @@ class EngineDouble:
 async def test_the_steps_come_in_the_safe_order():
     engine = EngineDouble()
     result = await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
-    assert engine.calls == ["hold", "drain", *STEPS, "admit"]
+    assert engine.calls == ["stage", "hold", "drain", *STEPS, "admit", "attest"]
     assert result.checksums == NEW.checksums
     assert 0 <= result.pause_seconds <= result.held_seconds
 
 
-@pytest.mark.parametrize("step", [*STEPS, "admit"])
+async def test_an_engine_that_cannot_hold_two_sets_is_loaded_and_compared_in_the_pause():
+    engine = EngineDouble(stages=False)
+    result = await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert engine.calls == ["stage", "hold", "drain", *RELOADED, "admit"]
+    assert result.checksums == NEW.checksums
+
+
+@pytest.mark.parametrize("step", ["stage", "hold", "drain", *STEPS, "admit", "attest"])
 async def test_a_failure_at_any_step_puts_the_old_weights_back_and_admits_them(step):
     engine = EngineDouble(fail_at=step)
     with pytest.raises(SwapFailed, match=step) as failure:
@@ -110,7 +140,25 @@ async def test_a_failure_at_any_step_puts_the_old_weights_back_and_admits_them(s
     )
 
 
-@pytest.mark.parametrize("step", ["pause", "reload", "resume", "probe"])
+@pytest.mark.parametrize("step", ["reload", "checksums"])
+async def test_a_failure_at_a_step_of_reloading_puts_the_old_weights_back(step):
+    engine = EngineDouble(fail_at=step, stages=False)
+    with pytest.raises(SwapFailed, match=step) as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert failure.value.restored
+    assert (engine.weights, engine.held) == ("v0000", False)
+
+
+async def test_weights_that_are_not_those_that_were_staged_do_not_stay_live():
+    engine = EngineDouble()
+    engine.lost = "v0000"
+    with pytest.raises(SwapFailed, match="not those that were staged") as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert failure.value.restored
+    assert (engine.weights, engine.version, engine.held) == ("v0000", "v0000", False)
+
+
+@pytest.mark.parametrize("step", ["pause", "resume", "probe", "reset_prefix_cache"])
 async def test_an_engine_that_cannot_be_restored_is_said_to_be_so(step):
     engine = EngineDouble(fail_at=step, times=2)
     with pytest.raises(SwapFailed) as failure:
