@@ -5,6 +5,7 @@
     ├── Unauthenticated               401  no key, or one we do not know
     ├── Forbidden                     403  the key lacks the scope
     ├── NotFound                      404  not there, or not yours
+    ├── TooSlow                       408  the body did not come in time
     ├── Conflict                      409  contradicts what is already recorded
     ├── TooLarge                      413  over a limit of size
     ├── Unprocessable                 422  well-formed but wrong
@@ -71,6 +72,13 @@ class NotFound(InstructLoopError):
 
     status = 404
     kind = "not_found_error"
+
+
+class TooSlow(InstructLoopError):
+    """The request was not received in time."""
+
+    status = 408
+    kind = "invalid_request_error"
 
 
 class Conflict(InstructLoopError):

@@ -39,6 +39,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorBody, "description": "No key, or an unknown one."},
     403: {"model": ErrorBody, "description": "The key lacks the scope."},
     404: {"model": ErrorBody, "description": "Not there, or not yours."},
+    408: {"model": ErrorBody, "description": "The body did not come in time."},
     409: {"model": ErrorBody, "description": "Contradicts what is recorded."},
     413: {"model": ErrorBody, "description": "Too large."},
     422: {"model": ErrorBody, "description": "Well-formed but wrong."},

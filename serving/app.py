@@ -77,7 +77,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.keyring = Keyring(settings.state_dir / "secrets")
     app.state.durability_warnings = [service.UNCHECKED]
     direct: dict[str, Route] = {}
-    app.add_middleware(Edge, max_body_bytes=settings.gateway.max_body_bytes, direct=direct)
+    app.add_middleware(
+        Edge,
+        max_body_bytes=settings.gateway.max_body_bytes,
+        body_seconds=settings.gateway.body_seconds,
+        direct=direct,
+    )
     if settings.gateway.cors_origins:
         app.add_middleware(
             CORSMiddleware,

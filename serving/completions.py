@@ -26,7 +26,7 @@ from serving.limits import estimated_tokens
 from serving.relay import Reply, Services
 from serving.requests import Limits
 
-_ERRORS = errors(400, 401, 403, 404, 413, 429, 503)
+_ERRORS = errors(400, 401, 403, 404, 408, 413, 429, 503)
 _ANTHROPIC_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {**said, "model": AnthropicErrorBody} for status, said in _ERRORS.items()
 }

@@ -5,6 +5,7 @@ it an id of ours (a client's own is ignored), adds headers that keep browsers ca
 raised into OpenAI's error object, and counts. Scopes are for the routes (`core.auth.require`).
 """
 
+import asyncio
 import logging
 import secrets
 import time
@@ -26,6 +27,7 @@ from core.errors import (
     InstructLoopError,
     NotFound,
     TooLarge,
+    TooSlow,
     Unauthenticated,
     Unprocessable,
 )
@@ -53,10 +55,16 @@ class Edge:
     """The middleware."""
 
     def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int, direct: Mapping[str, Route] | None = None
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_seconds: float,
+        direct: Mapping[str, Route] | None = None,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._body_seconds = body_seconds
         self._direct = {} if direct is None else direct
         """Routes by path whose POST goes past the framework."""
 
@@ -95,24 +103,34 @@ class Edge:
         await app(scope, receive, outgoing)
 
     def _bounded(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> Receive:
-        """`receive` that raises TooLarge; a declared length is refused before a byte is read."""
-        length = next((v for n, v in scope["headers"] if n == b"content-length"), None)
-        if length is not None:
-            if not length.isdigit() or int(length) > self._max_body_bytes:
-                raise self._too_large()
-            return receive
-        read = 0
+        """`receive` that raises TooLarge and TooSlow, however the routes take that.
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+        A declared length is refused before a byte is read.
+        """
+        length = next((v for n, v in scope["headers"] if n == b"content-length"), b"0")
+        if not length.isdigit() or int(length) > self._max_body_bytes:
+            raise self._too_large()
+        until = asyncio.get_running_loop().time() + self._body_seconds
+        read, whole = 0, False
+
+        async def bounded() -> Message:
+            nonlocal read, whole
+            if whole:  # what is left to hear is that the client hangs up
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                outgoing.overruled = TooSlow(f"the body took over {self._body_seconds:g} seconds")
+                raise outgoing.overruled from None
+            whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._max_body_bytes:
                 outgoing.overruled = self._too_large()
                 raise outgoing.overruled
             return message
 
-        return counted
+        return bounded
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self._max_body_bytes} bytes")

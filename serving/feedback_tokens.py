@@ -2,9 +2,9 @@
 
 An application gives one to the page that shows an answer, so that no key of it leaves its server. A
 token keeps no state: it says tenant, key, completion and when it ends, under a MAC of the keyring.
-The key is looked up at every use, so a token dies with it. What is said with it is said as with the
-key: `rater` is a name within the key. Which completion a body is about is checked here, before the
-routes see it.
+The key is looked up at every use, so a token dies with it. What is said with it is the word of the
+completion's end user: a browser that could name raters could vote as anybody. Which completion a
+body is about, and that it names no rater, is checked here, before the routes see it.
 """
 
 import base64
@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Request
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Message, Receive, Scope
 
 from core import ids
-from core.auth import KeyCache
+from core.auth import KeyCache, require
 from core.errors import BadRequest, Forbidden, Unauthenticated, Unprocessable
 from core.keyring import Keyring
 from core.records import ApiKey
@@ -95,6 +95,8 @@ async def key_of_token(token: str, scope: Scope) -> ApiKey:
 async def checked_body(scope: Scope, receive: Receive) -> Receive:
     """`receive` whose body is about the token's completion, if the request came with a token.
 
+    It names no rater: the word is the end user's.
+
     What names no completion is left to the route to refuse. Raises Forbidden, BadRequest.
     """
     only = scope.get("state", {}).get("only_completion")
@@ -104,9 +106,12 @@ async def checked_body(scope: Scope, receive: Receive) -> Receive:
     while not messages or messages[-1].get("more_body"):
         messages.append(await receive())
     body = b"".join(message.get("body", b"") for message in messages)
-    about = _completion_id(body)
-    if about is not None and ids.token_of(about) != only:
+    said = _object(body)
+    about = said.get("completion_id")
+    if isinstance(about, str) and ids.token_of(about) != only:
         raise Forbidden("this feedback token is for another completion", param="completion_id")
+    if said.get("rater") is not None:
+        raise Forbidden("a feedback token speaks for the end user: leave it out", param="rater")
     messages.reverse()
 
     async def again() -> Message:
@@ -115,13 +120,12 @@ async def checked_body(scope: Scope, receive: Receive) -> Receive:
     return again
 
 
-def _completion_id(body: bytes) -> str | None:
+def _object(body: bytes) -> dict[str, Any]:
     try:
         said = orjson.loads(body)
     except orjson.JSONDecodeError:  # a reader with laxer rules may follow, so nothing passes
         raise BadRequest("the body must be a JSON object") from None
-    about = said.get("completion_id") if isinstance(said, dict) else None
-    return about if isinstance(about, str) else None
+    return said if isinstance(said, dict) else {}
 
 
 class TokenRequest(BaseModel):
@@ -148,8 +152,7 @@ router = APIRouter(prefix="/v1", tags=["feedback"], route_class=OurErrors, respo
 async def post_feedback_token(request: Request, body: TokenRequest) -> FeedbackToken:
     """A token for browsers, short-lived, good for feedback on this completion only."""
     key: ApiKey = request.state.key
-    if not {"complete", "feedback", "admin"} & set(key.scopes):
-        raise Forbidden("this needs a key with the scope complete or feedback")
+    require(key, "feedback")
     keyring: Keyring = request.app.state.keyring
     secret = keyring.key("mac")
     if not ids.read_id(secret, key.tenant, body.completion_id).stored:

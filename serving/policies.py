@@ -17,7 +17,7 @@ from core.redis_client import Redis, redis_errors
 from feedback.edge import OurErrors
 from serving.edge import errors
 
-_COMMON = errors(400, 401, 403, 413, 422, 429, 503)
+_COMMON = errors(400, 401, 403, 408, 413, 422, 429, 503)
 _MISSING = errors(404)
 _CONFLICT = errors(409)
 Stage = Literal["snapshot", "reward_model", "policy", "evaluate", "vote", "gate"]

@@ -103,6 +103,22 @@ async def test_a_body_over_the_limit_is_refused_declared_or_not(gateway, double)
     assert double.requests == []
 
 
+async def test_a_body_that_never_ends_is_not_waited_for(redis, gateway_settings, double):
+    group = gateway_settings.gateway.model_copy(update={"body_seconds": 0.2})
+    settings = gateway_settings.model_copy(update={"gateway": group})
+    async with running_gateway(settings, redis) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        for path in (b"/v1/completions", FEEDBACK.encode()):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(
+                b"POST %b HTTP/1.1\r\nHost: x\r\nx-api-key: %b\r\ncontent-length: 90\r\n"
+                b"content-type: application/json\r\n\r\n{" % (path, gateway.secret.encode())
+            )
+            assert (await reader.readline()).split()[1] == b"408", path
+            writer.close()
+    assert double.requests == []
+
+
 async def test_a_length_that_lies_is_not_believed(gateway):
     host, port = gateway.url.removeprefix("http://").split(":")
     for length in ("-1", "1e3", "99999999999999999999"):

@@ -125,16 +125,18 @@ async def test_a_body_in_pieces_reaches_the_route_whole(pages):
         assert response.status == 201
 
 
-async def test_a_rater_is_a_name_within_the_key(pages):
+async def test_a_token_speaks_for_the_end_user_and_for_no_rater_of_its_own_choice(pages):
     mine = await completion(pages)
     token = (await token_for(pages, mine))["token"]
-    ids = [(await say(pages, token, mine, rater=who))[1]["id"] for who in ("ada", "bob", "ada")]
-    assert ids[0] == ids[2] != ids[1]
-    assert ids[0] == (await say(pages, pages.secret, mine, rater="ada"))[1]["id"]
+    status, said = await say(pages, token, mine, rater="ada")
+    assert status == 403
+    assert said["error"]["param"] == "rater"
+    by_token = (await say(pages, token, mine))[1]["id"]
+    assert by_token == (await say(pages, pages.secret, mine))[1]["id"]
 
 
 async def test_a_token_dies_with_its_key(pages, redis):
-    scopes = ["complete"]
+    scopes = ["complete", "feedback"]
     key, pages.secret = await create_key(redis, name="k", tenant="acme", scopes=scopes)
     mine = await completion(pages)
     token = (await token_for(pages, mine))["token"]
@@ -152,7 +154,7 @@ async def test_tokens_are_for_completions_of_the_tenant_that_take_feedback(pages
     for asked, status in ((mine + "x", 404), ("nothing", 404), (unstored, 422), ("", 422)):
         async with pages.post("/v1/feedback-tokens", {"completion_id": asked}) as response:
             assert response.status == status
-    for scope, tenant, status in (("label", "acme", 403), ("feedback", "other", 404)):
+    for scope, tenant, status in (("complete", "acme", 403), ("feedback", "other", 404)):
         _, pages.secret = await create_key(redis, name="o", tenant=tenant, scopes=[scope])
         async with pages.post("/v1/feedback-tokens", {"completion_id": mine}) as response:
             assert response.status == status
