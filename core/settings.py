@@ -38,6 +38,8 @@ class GatewaySettings(Group):
     """Where `/metrics` listens when `host` is not loopback."""
     max_body_bytes: int = Field(1_048_576, ge=1024)
     """Largest request body."""
+    body_seconds: float = Field(30.0, gt=0)
+    """How long a client may take to send it."""
     max_prompt_chars: int = Field(200_000, ge=1)
     """Longest prompt, all messages together."""
     max_choices: int = Field(16, ge=1, le=128)
@@ -103,8 +105,8 @@ class EngineSettings(Group):
     """How long an engine may take to start."""
     hang_seconds: float = Field(120.0, gt=0)
     """An engine of our own that has work and generates nothing for so long is started again."""
-    drain_seconds: float = Field(2.0, ge=0)
-    """How long a swap waits for replies in flight before it pauses them."""
+    drain_seconds: float = Field(0.0, ge=0)
+    """How long a swap waits for replies in flight before it pauses them; new requests wait, too."""
 
 
 class LogSettings(Group):
@@ -153,6 +155,24 @@ class FeedbackSettings(Group):
     """Share of raters whose word only tests."""
     rater_share_cap: Share = 1.0
     """The largest share of a round's comparisons that one rater may give."""
+    tasks_open: int = Field(12, ge=0)
+    """Labeling tasks kept open for the tenants that have a `label` key; 0: none are made."""
+    task_answers: int = Field(4, ge=4, le=9)
+    """K, the answers of such a task (the paper: 4 to 9)."""
+    overlap_share: Share = 0.2
+    """Share of these tasks that several raters get, so that agreement can be measured."""
+    overlap_raters: int = Field(2, ge=2, le=9)
+    """How many raters get those."""
+    gold_share: Share = 0.1
+    """Share of the tasks given to a rater whose right order is known, while there are such."""
+    hold_back: bool = True
+    """Whether bursts, raters who are always extreme, and raters in lockstep wait for a decision."""
+    suspect_after: int = Field(20, ge=10)
+    """So many of somebody's words are looked at before they can be suspected by them."""
+    burst_per_minute: int = Field(60, ge=1)
+    """More than so many words of one rater a minute, for five minutes, are a burst."""
+    signals_train: bool = False
+    """Whether a copied answer trains as a thumb up and a regenerated one as a thumb down."""
     lease_seconds: int = Field(600, ge=5)
     """How long a labeling task is a rater's before it goes back."""
     idempotency_hours: int = Field(24, ge=1)

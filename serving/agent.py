@@ -32,6 +32,8 @@ TICK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 1.0
 PROGRESS_SECONDS = 5.0
 HEARTBEAT_EXPIRES_SECONDS = 5
+FAREWELL_SECONDS = 0.8
+"""How long an engine that is told to stop still answers: gateways look every half second."""
 SWAP_LEASE_SECONDS = 120
 LONGEST_RESTART_DELAY_SECONDS = 30.0
 State = Literal["starting", "ready", "swapping", "failed", "draining"]
@@ -88,6 +90,7 @@ async def _main(settings: Settings, number: int) -> None:
         finally:
             agent.state = "draining"
             await _say_state(agent)
+            await asyncio.sleep(FAREWELL_SECONDS)
             heartbeats.cancel()
             await _stop_engine(agent)
             await _forget(agent)
