@@ -149,6 +149,34 @@ def idempotency(scope: str) -> str:
     return f"{PREFIX}idempotency:{scope}"
 
 
+# --- erasure --------------------------------------------------------------------------------
+
+
+def tombstones() -> str:
+    """hash user hash -> milliseconds: what they said until then is gone. Erasure -> ingest."""
+    return PREFIX + "tombstones"
+
+
+def erasures_open() -> str:
+    """hash user hash -> id of the erasure that is not finished. Routes -> worker, CLI."""
+    return PREFIX + "erasures-open"
+
+
+def erasure(erasure_id: str) -> str:
+    """hash, an erasure: whom, until when, steps done, counts, receipt; no expiry. -> routes."""
+    return f"{PREFIX}erasure:{erasure_id}"
+
+
+def erasure_tokens(erasure_id: str) -> str:
+    """set of tokens of completions that go with a user; until it is finished. Erasure."""
+    return f"{PREFIX}erasure-tokens:{erasure_id}"
+
+
+def erasures_read() -> str:
+    """string, bytes of the erasures' log outside Redis that were taken in. Worker, CLI."""
+    return PREFIX + "erasures-read"
+
+
 # --- labeling -------------------------------------------------------------------------------
 
 
@@ -158,7 +186,7 @@ def labeling_task(task_id: str) -> str:
 
 
 def labeling_open(mode: str) -> str:
-    """zset task id -> milliseconds from which it may be leased. Labeling routes."""
+    """zset task id -> milliseconds from which it may be leased, also `gold-MODE`. Labeling."""
     return f"{PREFIX}labeling-open:{mode}"
 
 
@@ -170,6 +198,16 @@ def labeling_of(run_id: str) -> str:
 def labeling_seen(rater: str) -> str:
     """set of task ids that a rater has answered or skipped. Labeling routes."""
     return f"{PREFIX}labeling-seen:{rater}"
+
+
+def labeling_sampling() -> str:
+    """string, there while answers for tasks are sampled, and a moment after; expires. Worker."""
+    return PREFIX + "labeling-sampling"
+
+
+def held_decisions() -> str:
+    """hash feedback id or rater -> `released` or `rejected`, by whom, when. Ops -> snapshots."""
+    return PREFIX + "held-decisions"
 
 
 # --- learning -------------------------------------------------------------------------------

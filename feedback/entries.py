@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, field_validator
 
+from core.keyring import Keyring
 from core.records import Choice, Completion, Reply, Split
 from feedback.pii.record import Filtered
 from feedback.texts import texts_of, with_texts
@@ -41,6 +42,22 @@ class Entry(Reply):
     model_config = ConfigDict(extra="ignore")
 
     choices: tuple[RawChoice, ...]
+
+
+IMPORT_KEY_ID = "00000000"
+"""The key id of what was imported: no API key has it."""
+
+
+def is_hash(name: str) -> bool:
+    """Whether a name looks like the keyed hashes that an export gives in place of names."""
+    return len(name) == 32 and set(name) <= set("0123456789abcdef")
+
+
+def user_hash(keyring: Keyring, *, tenant: str, key_id: str, user: str) -> str:
+    """Under which keyed hash a user is kept; an import may bring the hash itself."""
+    if key_id == IMPORT_KEY_ID and is_hash(user):
+        return user
+    return keyring.hashed(tenant, "user", user)
 
 
 def bare_record(entry: Entry, *, user: str, split: Split) -> Completion:

@@ -1,8 +1,9 @@
 """From the sealed inbox to records without personal data: the only reader of raw prompts.
 
-A batch goes opt-out, cap, duplicates, filter, record. An entry leaves the inbox in the same atomic
-step that records it (core/lua/record_completion.lua), so ingest may be killed anywhere: what was
-read is read again, and recorded once. What the filter cannot clear waits, sealed, in quarantine.
+A batch goes opt-out, cap, duplicates, filter, record; what a user said before their erasure is
+dropped. An entry leaves the inbox in the same atomic step that records it
+(core/lua/record_completion.lua), so ingest may be killed anywhere: what was read is read again, and
+recorded once. What the filter cannot clear waits, sealed, in quarantine.
 Every completion is recorded, so that feedback can be joined; only those that count are prompts to
 train on. Knows no HTTP and no model; who calls it makes it nice and alone.
 """
@@ -21,7 +22,9 @@ from core.records import Completion
 from core.redis_client import Redis, redis_errors, script
 from core.settings import LogSettings, Settings
 from feedback import quarantine
-from feedback.entries import Entry, bare_record, entry_texts, with_clear_texts
+from feedback.entries import Entry, bare_record, entry_texts, user_hash, with_clear_texts
+from feedback.erasure import erased_until
+from feedback.erasure_said import erase_feedback_about
 from feedback.pii.worker import PiiFailed
 from feedback.quarantine import PROMPT
 from feedback.sealed_texts import PiiFilter, Texts, filter_waiting_text, filter_waiting_texts
@@ -179,13 +182,17 @@ async def _finish_all(work: Ingest, deliveries: Sequence[Delivery]) -> int:
 async def _add_record(work: Ingest, step: Redis, delivery: Delivery, *, num_users: int) -> None:
     """Open, filter and append the call that records it."""
     entry = Entry.model_validate(orjson.loads(work.keyring.open(delivery.sealed)))
-    user = work.keyring.hashed(entry.tenant, "user", entry.user)
+    user = user_hash(
+        work.keyring, tenant=entry.tenant, key_id=entry.key_id, user=entry.user
+    )
     opted_out = bool(await work.redis.sismember(keys.opted_out(), user))
     opening = prompt_opening(entry.messages, work.log.duplicate_prefix_chars)
     digest = work.keyring.hashed(entry.tenant, "opening", opening)
     split = split_of(user if split_by(num_users, work.log) == "user" else digest, work.log)
     completion = bare_record(entry, user=user, split=split)
-    if not opted_out:
+    if entry.created_at * 1000 <= await erased_until(work.redis, user):
+        await erase_feedback_about(work.redis, entry.token)  # first: the entry names it
+    elif not opted_out:
         completion = await _cleared(work, entry, completion)
     await script(
         step,
@@ -200,6 +207,7 @@ async def _add_record(work: Ingest, step: Redis, delivery: Delivery, *, num_user
             keys.prompt_prefix(digest),
             keys.users(),
             keys.counts(),
+            keys.tombstones(),
         ],
         [
             delivery.entry_id,

@@ -17,6 +17,7 @@ COUNTS: dict[FeedbackKind, str] = {
     "rating": "ratings",
     "ranking": "rankings",
     "demonstration": "demonstrations",
+    "signal": "signals",
 }
 _READ_BATCH = 500
 _ATTEMPTS = 20
@@ -144,6 +145,7 @@ _KEPT_WHEN_WITHDRAWN = {
     "key_id",
     "rater",
     "heldout_rater",
+    "by_end_user",
     "created_at",
     "outputs",
     "trains",
@@ -196,6 +198,11 @@ async def replace(redis: Redis, raw: bytes, old: Feedback, new: Feedback) -> boo
 def num_comparisons(feedback: Feedback) -> int:
     """Untied pairs that count; what was taken back says nothing."""
     return 0 if feedback.withdrawn else feedback.comparisons
+
+
+def stored(feedback: Feedback) -> bytes:
+    """The record as it is kept."""
+    return b"".join(_head_and_rest(feedback))
 
 
 def _head_and_rest(feedback: Feedback) -> tuple[bytes, bytes]:

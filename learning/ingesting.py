@@ -1,7 +1,8 @@
 """Draining the inbox: one worker at a time turns sealed text into records without PII.
 
 The work is feedback/ingest.py's; here is the lease, so that two workers do not do it twice, and
-what comes after the inbox: what waits in quarantine, and the keys that nothing waits for any more.
+what comes beside the inbox: erasures, before each batch; what waits in quarantine, and the keys
+that nothing waits for any more.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from core.keyring import Keyring
 from core.redis_client import Redis, redis_errors, script
 from core.settings import Settings
 from feedback.day_keys import destroy_when_due
+from feedback.erasing import erase_what_is_due
 from feedback.ingest import ingest_batch, retry_quarantine
 from feedback.sealed_texts import PiiFilter
 
@@ -56,11 +58,30 @@ async def drain_inbox(
             await _lease(redis, "drop", owner)
 
 
+async def erase_here(redis: Redis, keyring: Keyring, settings: Settings) -> bool:
+    """Go on with erasures where no worker does; False while another holds the lease of ingest.
+
+    Raises Unavailable, OSError.
+    """
+    owner = os.urandom(8).hex()
+    with redis_errors():
+        if not await redis.set(keys.ingest_lease(), owner, nx=True, px=_LEASE_MILLISECONDS):
+            return False
+        renewing = asyncio.create_task(_renew(redis, owner))
+        try:
+            await erase_what_is_due(redis, keyring, settings)
+        finally:
+            renewing.cancel()
+            await _lease(redis, "drop", owner)
+    return True
+
+
 async def _drain(
     redis: Redis, keyring: Keyring, settings: Settings, pii: PiiFilter, *, until: float
 ) -> int:
     total = 0
     while time.monotonic() < until:
+        await erase_what_is_due(redis, keyring, settings)
         done = await ingest_batch(redis, keyring, settings, pii, limit=_BATCH)
         total += done
         if done == 0:

@@ -12,27 +12,33 @@ from core.errors import Conflict
 from core.records import STAGES
 from core.redis_client import Redis, redis_errors
 from core.settings import Settings
-from feedback import quarantine
+from feedback import erasure, labeling, quarantine
+from feedback.erasing import log_is_unread
 from learning.rounds import Facts, reason_for_round
+from learning.sampling_tasks import sampling_due
 
 
 async def due_tasks(redis: Redis, settings: Settings) -> list[str]:
-    """The tasks that should be started now: `ingest`, `run_stage`, both or none.
+    """The tasks that should be started now: `ingest`, `run_stage`, `sample_tasks`.
 
     Raises Unavailable when Redis does not answer.
     """
     with redis_errors():
         await loop.heartbeat(redis)
         await _start_round_when_due(redis, settings)
+        for state, number in (await labeling.task_counts(redis)).items():
+            metrics.LABELING_TASKS.labels(state).set(number)
         due = []
-        if await _ingest_due(redis):
+        if await _ingest_due(redis, settings):
             due.append("ingest")
         if await _stage_due(redis):
             due.append("run_stage")
+        if await sampling_due(redis, settings):
+            due.append("sample_tasks")
         return due
 
 
-async def _ingest_due(redis: Redis) -> bool:
+async def _ingest_due(redis: Redis, settings: Settings) -> bool:
     backlog = await redis.xlen(keys.inbox())
     metrics.LOG_BACKLOG.set(backlog)
     quarantined = await quarantine.look(redis, now=time.time())
@@ -41,6 +47,8 @@ async def _ingest_due(redis: Redis) -> bool:
         or quarantined.is_due
         or await redis.scard(keys.feedback_text())
         or not await redis.exists(keys.day_keys_checked())
+        or await erasure.is_open(redis)
+        or await log_is_unread(redis, settings.state_dir)
     )
     return bool(due) and not await redis.exists(keys.ingest_lease())
 

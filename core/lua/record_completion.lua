@@ -1,10 +1,11 @@
 -- Record a completion and take it out of the inbox (or out of quarantine): both or neither.
 -- KEYS: inbox, quarantine, completion, prompts, user-prompts, user-completions, prompt-prefix,
---       users, counts
+--       users, counts, tombstones
 -- ARGV: entry id ('' when it comes from quarantine), group, name in quarantine,
 --       record without its last brace, token, user, milliseconds of the prompt, of the window,
 --       cap, '1' if the prompt may count, outcome if it counts or may not
--- Returns the outcome, 'known' when it was recorded before, 'gone' when somebody else took it.
+-- Returns the outcome, 'known' when it was recorded before, 'gone' when somebody else took it,
+-- 'erased' when its user was erased since: it is dropped.
 local taken
 if ARGV[1] ~= '' then
   taken = redis.call('XACK', KEYS[1], ARGV[2], ARGV[1])
@@ -14,6 +15,8 @@ else
 end
 if taken == 0 then return 'gone' end
 if redis.call('EXISTS', KEYS[3]) == 1 then return 'known' end
+local erased = redis.call('HGET', KEYS[10], ARGV[6])
+if erased and tonumber(ARGV[7]) <= tonumber(erased) then return 'erased' end
 
 local now, window = tonumber(ARGV[7]), tonumber(ARGV[8])
 local outcome, counted = ARGV[11], false

@@ -1,0 +1,158 @@
+"""One line of somebody's data as we understand it: TRL's forms, Argilla's records, our exports.
+
+A prompt is text or a conversation; an answer is text, or a conversation that ends with it; without
+a prompt `chosen` and `rejected` share all but their last message. Pure; import_data.py writes what
+comes out of here. Everything has a bound.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from feedback.export import Row, What
+from feedback.schemas import DemonstrationRequest
+from feedback.texts import Messages
+
+MAX_TEXT = 200_000
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a line says: the better answer comes first."""
+
+    prompt: Messages
+    answers: tuple[str, ...]
+    user: str = ""
+    rater: str = ""
+    heldout: bool | None = None
+    known_as: str = ""
+    """The id that this had in the service it was exported from."""
+    created_at: float | None = None
+
+
+def parse(what: What, row: object) -> Item:
+    """Understand one line. Raises ValueError, which says what is wrong with it."""
+    if not isinstance(row, dict):
+        raise ValueError("it is not a JSON object")
+    if "fields" in row:
+        row = _from_argilla(row)
+    names = {"comparisons": ("chosen", "rejected"), "demonstrations": ("completion",)}
+    wanted = names.get(what, ())
+    prompt = row.get("prompt", row.get("messages"))
+    said = [_answer(row, name) for name in wanted]
+    if prompt is None:
+        prompt = _shared(row, wanted)
+    if what == "prompts" and isinstance(row.get("completion"), str | list):
+        said = [_answer(row, "completion")]
+    if what == "comparisons" and said[0] == said[1]:
+        raise ValueError("chosen and rejected are the same")
+    return Item(
+        prompt=_prompt(prompt),
+        answers=tuple(said),
+        user=_name(row, "user"),
+        rater=_name(row, "rater"),
+        heldout=_flag(row.get("heldout_rater")),
+        known_as=_name(row, "completion_id" if what == "prompts" else "feedback_id"),
+        created_at=_moment(row.get("created_at")),
+    )
+
+
+def _from_argilla(row: Row) -> Row:
+    """Argilla's record as a row; what a person answered counts more than a suggestion."""
+    fields, metadata = row["fields"], row.get("metadata") or {}
+    if not isinstance(fields, dict) or not isinstance(metadata, dict):
+        raise ValueError("fields and metadata of an Argilla record are objects")
+    flat = {**metadata, "prompt": fields.get("prompt", fields.get("instruction"))}
+    said = _argilla_answers(row)
+    if "response_a" in fields:
+        pair = ["response_a", "response_b"]
+        best = said.get("preference")
+        if best not in pair:
+            raise ValueError("nobody said which of the two is better")
+        pair.remove(str(best))
+        return flat | {"chosen": fields[best], "rejected": fields[pair[0]]}
+    return flat | {"completion": said.get("completion", fields.get("completion"))}
+
+
+def _argilla_answers(row: Row) -> Row:
+    said = {n: v.get("value") for n, v in _object(row, "suggestions").items()}
+    answers = {n: v[0].get("value") for n, v in _object(row, "responses").items() if v}
+    return said | answers
+
+
+def _object(row: Row, name: str) -> Row:
+    value = row.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    return value
+
+
+def _answer(row: Row, name: str) -> str:
+    """The text of an answer: itself, or the last message of a conversation."""
+    value = row.get(name)
+    if isinstance(value, list) and value:
+        last = value[-1]
+        value = last.get("content") if isinstance(last, dict) else None
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is missing, or no text")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{name} is longer than {MAX_TEXT} characters")
+    return value
+
+
+def _shared(row: Row, names: tuple[str, ...]) -> Any:
+    """The prompt that conversations without one share: all but their last message."""
+    talks = [row.get(name) for name in names]
+    if not talks or not all(isinstance(talk, list) and len(talk) > 1 for talk in talks):
+        raise ValueError("there is no prompt")
+    openings = [talk[:-1] for talk in talks if isinstance(talk, list)]
+    if any(opening != openings[0] for opening in openings):
+        raise ValueError("the conversations answer different prompts")
+    return openings[0]
+
+
+def _prompt(value: Any) -> Messages:
+    """Text or messages, within the bounds of a demonstration's prompt."""
+    if isinstance(value, list):
+        only = value[0] if len(value) == 1 and isinstance(value[0], dict) else {}
+        if only.get("role") == "prompt":
+            value = only.get("content")
+    field = "messages" if isinstance(value, list) else "prompt"
+    try:
+        body = DemonstrationRequest.model_validate({field: value, "text": "-"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or field
+        raise ValueError(f"{where}: {first['msg']}") from None
+    if body.messages is not None:
+        return [{"role": m.role, "content": m.content} for m in body.messages]
+    if body.prompt is None:
+        raise ValueError("there is no prompt")
+    return {"prompt": body.prompt}
+
+
+def _name(row: Row, field: str) -> str:
+    value = row.get(field) or ""
+    if not isinstance(value, str) or len(value) > _MAX_NAME:
+        raise ValueError(f"{field} is no text of at most {_MAX_NAME} characters")
+    return value
+
+
+def _flag(value: Any) -> bool | None:
+    if isinstance(value, str):  # metadata of Argilla
+        return {"True": True, "False": False}.get(value)
+    return value if isinstance(value, bool) else None
+
+
+def _moment(value: Any) -> float | None:
+    """Seconds since 1970, of a number or ISO 8601."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return datetime.fromisoformat(value).timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("created_at is no time")
+    return float(value)
