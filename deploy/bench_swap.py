@@ -34,7 +34,8 @@ DRAINS = {"keep": 0.0, "drain": 2.0}
 MARKED = 77
 _LAST_NORM = "model.norm.weight"
 _PROMPT_TOKENS = 32
-_TOKENS = 128
+_SHORTEST_TOKENS = 96  # replies differ in length, so that streams do not keep in step
+_LONGER_TOKENS = 9
 _START_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _BETWEEN_SECONDS = 0.7
@@ -174,10 +175,13 @@ async def _read_stream(
     session: aiohttp.ClientSession, token: str, number: int, marked: set[str], seen: Seen
 ) -> None:
     """One reply: its gaps, and each token's version."""
+    headers = {"Authorization": f"Bearer {token}"}
+    seen.replies += 1
+    received, asked = 0, _SHORTEST_TOKENS + _LONGER_TOKENS * (number % 8)
     body = {
         "model": "instructloop",
         "prompt": [MARKED, *(1000 + 7 * number + i for i in range(_PROMPT_TOKENS - 1))],
-        "max_tokens": _TOKENS,
+        "max_tokens": asked,
         "temperature": 0,
         "repetition_penalty": 1000.0,
         "logit_bias": {str(MARKED): 0.01},
@@ -185,9 +189,6 @@ async def _read_stream(
         "stream": True,
         "return_token_ids": True,
     }
-    headers = {"Authorization": f"Bearer {token}"}
-    seen.replies += 1
-    received = 0
     since, waits = time.monotonic(), seen.first_waits
     try:
         async with session.post("/v1/completions", json=body, headers=headers) as reply:
@@ -208,7 +209,7 @@ async def _read_stream(
     except aiohttp.ClientError:
         received = -1
     seen.tokens += max(received, 0)
-    seen.failed += received != _TOKENS
+    seen.failed += received != asked
 
 
 def token_ids(event: bytes) -> list[int]:

@@ -1,15 +1,15 @@
 """Talk to an engine: generate from token ids, and change its weights.
 
 The only client of vLLM's control routes, and of the guard's own. It knows no policy and no traffic:
-the agent decides when to swap (hold, drain, pause, reload, checksums, reset_prefix_cache,
-set_weight_version, resume, probe, admit), the learner owns an engine of its own and calls
-`replace_weights` and `generate`.
+the agent decides when to swap (serving/swap.py has the order), the learner owns an engine of its
+own and calls `replace_weights` and `generate`.
 
 Every request has a connection of its own: after an error vLLM closes the connection, and the next
 request on it, in the middle of a swap, would be lost. On a Unix socket a connection costs 0.1 ms.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -24,6 +24,8 @@ import orjson
 from core.engine.progress import tokens
 from core.errors import CorruptVersion, EngineError
 
+log = logging.getLogger(__name__)
+
 # 96 tokens that every vocabulary has: longer than two blocks of the prefix cache
 PROBE_PROMPT: tuple[int, ...] = tuple(range(100, 196))
 _CONTROL_SECONDS = 30.0
@@ -31,6 +33,7 @@ _LOOK_SECONDS = 5.0
 _LOAD_SECONDS = 600.0  # reading a large checkpoint from a slow disk
 _GENERATE_SECONDS = 3600.0
 _POLL_SECONDS = 0.02
+_SLICE_SECONDS = 0.03  # about one step of decoding
 _NO_LOGPROB = -9999.0  # what vLLM sends for NaN and minus infinity
 
 
@@ -177,14 +180,31 @@ class EngineClient:
 
         They depend on how the model is cut over devices (one key per rank), not on the machine.
         """
-        replies = await self._worker("parameter_checksums")
-        if len(replies) == 1:
-            return replies[0]
-        return {
-            f"{name}@{rank}": digest
-            for rank, reply in enumerate(replies)
-            for name, digest in reply.items()
-        }
+        return _by_rank(await self._worker("parameter_checksums"))
+
+    async def stage(self, folder: Path) -> dict[str, str] | None:
+        """Load a checkpoint beside the live weights while the engine answers; its checksums.
+
+        None where this engine can only `reload`. Raises CorruptVersion when it was refused. Nothing
+        that is live is touched. Twice the weights' memory is needed until the next swap.
+        """
+        return await self._in_slices("stage", folder=str(folder))
+
+    async def install(self) -> None:
+        """Exchange the live weights for the staged ones; pause first.
+
+        Raises EngineError when a layer then computes something else than it did when staged.
+        """
+        for reply in await self._worker("install"):
+            if "wrong" in reply:
+                raise EngineError(f"{self._name} did not take in {reply['wrong']}")
+
+    async def attest(self) -> dict[str, str]:
+        """`checksums`, in slices between which the engine answers."""
+        checksums = await self._in_slices("checksums")
+        if checksums is None:
+            raise EngineError(f"{self._name} gave no checksums")
+        return checksums
 
     async def reset_prefix_cache(self) -> None:
         """Forget all keys and values; requests in flight are computed again.
@@ -273,11 +293,28 @@ class EngineClient:
             )
         return Sample(choice["token_ids"], logprobs, choice["finish_reason"])
 
-    async def _worker(self, method: str, **arguments: str) -> list[dict[str, str]]:
+    async def _in_slices(self, work: str, **arguments: str) -> dict[str, str] | None:
+        """Have long work done a few milliseconds at a time; None where that is not supported."""
+        await self._worker("begin", work=work, **arguments)
+        done: dict[int, dict[str, str]] = {}
+        while True:
+            replies = await self._worker("go_on", seconds=_SLICE_SECONDS)
+            for rank, reply in enumerate(replies):
+                if "refused" in reply:
+                    raise CorruptVersion(f"{self._name} refused it: {reply['refused']}")
+                if "unsupported" in reply:
+                    log.info("%s can only be reloaded: %s", self._name, reply["unsupported"])
+                    return None
+                if "done" in reply:
+                    done[rank] = reply["done"]
+            if len(done) == len(replies):
+                return _by_rank([done[rank] for rank in sorted(done)])
+
+    async def _worker(self, method: str, **arguments: str | float) -> list[dict[str, Any]]:
         """Call a method of core/engine/worker.py on every rank."""
         body = {"method": method, "kwargs": arguments}
         reply = await self._control("POST", "/collective_rpc", body, timeout=_LOAD_SECONDS)
-        results: list[dict[str, str]] = reply["results"]
+        results: list[dict[str, Any]] = reply["results"]
         return results
 
     async def _control(
@@ -323,3 +360,14 @@ class EngineClient:
             return orjson.loads(content) if content else None
         except orjson.JSONDecodeError as error:
             raise EngineError(f"{self._name} answered {path} with broken JSON: {error}") from error
+
+
+def _by_rank(replies: Sequence[dict[str, str]]) -> dict[str, str]:
+    """One rank's checksums as they are, several ranks' with the rank in the name."""
+    if len(replies) == 1:
+        return replies[0]
+    return {
+        f"{name}@{rank}": digest
+        for rank, reply in enumerate(replies)
+        for name, digest in reply.items()
+    }

@@ -243,3 +243,32 @@ async def test_a_slow_answer_is_an_engine_error(engine, server, monkeypatch):
 async def test_health_uses_the_token_that_the_gateway_uses(engine, server):
     assert await engine.health()
     assert server.tokens == {"Bearer data"}
+
+
+async def test_staging_is_asked_for_in_slices_until_every_rank_is_done(engine, server, tmp_path):
+    server.replies["/collective_rpc"] = [
+        (200, {"results": [{}, {}]}),
+        (200, {"results": [{}, {"done": {"w": "2"}}]}),
+        (200, {"results": [{"done": {"w": "1"}}, {}]}),
+    ]
+    assert await engine.stage(tmp_path) == {"w@0": "1", "w@1": "2"}
+    asked = [body for _, _, body in server.requests]
+    assert asked[0] == {"method": "begin", "kwargs": {"work": "stage", "folder": str(tmp_path)}}
+    assert [body["method"] for body in asked[1:]] == ["go_on", "go_on"]
+
+
+async def test_what_cannot_be_staged_is_refused_or_has_to_be_reloaded(engine, server, tmp_path):
+    server.replies["/collective_rpc"] = [
+        (200, {"results": [{}]}),
+        (200, {"results": [{"refused": "w holds NaN"}]}),
+    ]
+    with pytest.raises(CorruptVersion, match="w holds NaN"):
+        await engine.stage(tmp_path)
+    server.replies["/collective_rpc"] = [(200, {"results": [{"unsupported": "a GPU"}]})]
+    assert await engine.stage(tmp_path) is None
+
+
+async def test_a_layer_that_did_not_go_in_is_an_error_of_the_engine(engine, server):
+    server.replies["/collective_rpc"] = [(200, {"results": [{"wrong": "layers.3"}]})]
+    with pytest.raises(EngineError, match="layers.3"):
+        await engine.install()
