@@ -117,7 +117,7 @@ class Output(Record):
     choice: int
 
 
-FeedbackKind = Literal["rating", "ranking", "demonstration"]
+FeedbackKind = Literal["rating", "ranking", "demonstration", "signal"]
 
 
 class Feedback(Record):
@@ -134,6 +134,9 @@ class Feedback(Record):
     rater: str
     rater_name_digest: str = ""
     heldout_rater: bool = False
+    by_end_user: bool = False
+    """The rater is whoever the completion was for, whom feedback/speakers.py finds in the log;
+    `rater` is the application's key, which stands in where that is not one person."""
     created_at: float
     updated_at: float
     outputs: tuple[Output, ...] = ()
@@ -141,6 +144,8 @@ class Feedback(Record):
     """Positions into `outputs`."""
     thumb: Literal["up", "down"] | None = None
     rating: int | None = None
+    signal: Literal["regenerate", "copy"] | None = None
+    """What an end user did with the answer, without a word about it."""
     flags: dict[str, bool] = {}
     messages: list[dict[str, Any]] | dict[str, str] | None = None
     """The prompt of a demonstration that is not about a logged completion."""
@@ -204,6 +209,10 @@ class LabelingTask(Record):
     leased_by: str | None = None
     leased_until: float = 0.0
     answers: tuple[Answer, ...] = ()
+    wanted: int = 1
+    """How many raters answer before it is done."""
+    gold: tuple[tuple[str, ...], ...] = ()
+    """The order that is right, where ops know it: raters are measured by it, nothing is trained."""
 
 
 STAGES = ("snapshot", "reward_model", "policy", "evaluate", "vote", "gate")

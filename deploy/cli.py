@@ -8,13 +8,13 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from core.errors import InstructLoopError
 from core.settings import PREFIX
-from deploy import cli_bench, cli_keys, cli_loop, cli_policies
+from deploy import cli_bench, cli_keys, cli_labeling, cli_loop, cli_policies
 from deploy.options import RedisUrl, StateDir, override, read_admin_key, settings_from
 
 app = typer.Typer(
@@ -26,8 +26,13 @@ app = typer.Typer(
 )
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_labeling.app, name="labeling")
+app.add_typer(cli_labeling.feedback_app, name="feedback")
 app.add_typer(cli_loop.app, name="loop")
 app.add_typer(cli_policies.app, name="policies")
+
+What = Literal["comparisons", "demonstrations", "prompts"]
+Form = Literal["trl", "argilla", "parquet", "jsonl"]
 
 
 def main() -> None:
@@ -176,6 +181,46 @@ def erase(
 
     settings = settings_from(state_dir, redis_url)
     cli_data.erase(settings, user=user, tenant=tenant, wait_seconds=wait)
+
+
+@app.command()
+def export(
+    what: Annotated[What, typer.Option(help="What to export.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    form: Annotated[Form, typer.Option("--format", help="Who reads it.")] = "jsonl",
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's; default: all.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    state_dir: StateDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Write what people said to a file, as TRL, Argilla or `datasets` read it.
+
+    Example: instructloop export --what comparisons --format trl --out comparisons.jsonl
+    """
+    from deploy import cli_data
+
+    settings = settings_from(state_dir, redis_url)
+    cli_data.export(settings, what=what, form=form, out=out, tenant=tenant, force=force)
+
+
+@app.command("import")
+def import_(
+    what: Annotated[What, typer.Option(help="What the file holds.")],
+    path: Annotated[Path, typer.Option("--in", help="JSONL, Parquet, or a JSON list.")],
+    tenant: Annotated[str, typer.Option(help="Whose data it becomes.")] = "default",
+    state_dir: StateDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Take data in, in the forms of TRL and Argilla or from an export. Twice is the same as once.
+
+    Bad lines are told by number and the rest goes in; then the exit code is 1.
+
+    Example: instructloop import --what comparisons --in comparisons.jsonl
+    """
+    from deploy import cli_data
+
+    settings = settings_from(state_dir, redis_url)
+    cli_data.import_(settings, what=what, path=path, tenant=tenant)
 
 
 @app.command()

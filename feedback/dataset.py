@@ -17,6 +17,7 @@ from core.settings import Settings
 from feedback.influence import capped
 from feedback.preferences import DUPLICATE_ELSEWHERE, SplitOf, build_rows, labeling_rows
 from feedback.rows import DemonstrationRow, PromptRow, RankingRow, RatingRow, Rows, Said
+from feedback.speakers import with_speakers
 from feedback.split import MIN_RATERS_TO_HOLD_OUT, SplitBy, split_by, split_of
 from feedback.tables import Table, content_sha256, table
 from feedback.texts import Messages, plain_messages, prompt_json
@@ -59,6 +60,8 @@ def assemble(
 ) -> tuple[dict[str, Table], Manifest]:
     """The tables and the manifest. Equal records give equal tables, in whatever order they come."""
     how = split_by(gathered.num_users, settings.log)
+    spoken = with_speakers(gathered.feedback, gathered.completions, settings=settings.feedback)
+    gathered = replace(gathered, feedback=spoken)
 
     def alone(tenant: str, user: str, messages: Messages) -> Split:
         by_user = how == "user" and user
@@ -70,7 +73,8 @@ def assemble(
         return owners.get(digest(tenant, messages)) or alone(tenant, user, messages)
 
     heldout = heldout_raters(gathered, by_name=bool(settings.feedback.heldout_raters))
-    rows = _all_rows(gathered, completions, split=split, now=now)
+    signals_train = settings.feedback.signals_train
+    rows = _all_rows(gathered, completions, split=split, now=now, signals_train=signals_train)
     rankings = capped(_marked(rows.rankings, heldout), settings.feedback.rater_share_cap)
     ratings = _marked(rows.ratings, heldout)
     demonstrations = _marked(rows.demonstrations, heldout)
@@ -154,10 +158,17 @@ def prompt_rows(tokens: Iterable[str], completions: Mapping[str, Completion]) ->
 
 
 def _all_rows(
-    gathered: Gathered, completions: Mapping[str, Completion], *, split: SplitOf, now: float
+    gathered: Gathered,
+    completions: Mapping[str, Completion],
+    *,
+    split: SplitOf,
+    now: float,
+    signals_train: bool,
 ) -> Rows:
     """Rows of the feedback routes and of training tasks for labelers."""
-    rows = build_rows(gathered.feedback, completions, now=now, split_of=split)
+    rows = build_rows(
+        gathered.feedback, completions, now=now, split_of=split, signals_train=signals_train
+    )
     labeled = [labeling_rows(t, split(t.tenant, t.user, t.messages)) for t in gathered.tasks]
     return replace(
         rows,

@@ -182,9 +182,7 @@ async def _finish_all(work: Ingest, deliveries: Sequence[Delivery]) -> int:
 async def _add_record(work: Ingest, step: Redis, delivery: Delivery, *, num_users: int) -> None:
     """Open, filter and append the call that records it."""
     entry = Entry.model_validate(orjson.loads(work.keyring.open(delivery.sealed)))
-    user = user_hash(
-        work.keyring, tenant=entry.tenant, key_id=entry.key_id, user=entry.user
-    )
+    user = user_hash(work.keyring, tenant=entry.tenant, key_id=entry.key_id, user=entry.user)
     opted_out = bool(await work.redis.sismember(keys.opted_out(), user))
     opening = prompt_opening(entry.messages, work.log.duplicate_prefix_chars)
     digest = work.keyring.hashed(entry.tenant, "opening", opening)

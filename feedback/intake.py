@@ -26,49 +26,72 @@ from feedback.texts import prompt_json
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """Who says it: a rater, known by a keyed hash."""
+    """Who says it: a rater, known by a keyed hash.
+
+    `by_end_user`: whoever the completion was for, if it is about one. Its id does not say who that
+    is, and the log may not have it yet, so the person is looked up when it is joined (speakers.py).
+    """
 
     tenant: str
     key_id: str
     rater: str
     heldout: bool
     trains: bool
+    by_end_user: bool = False
 
 
 def speaker(
-    key: ApiKey, rater: str | None, *, keyring: Keyring, settings: FeedbackSettings
+    key: ApiKey,
+    rater: str | None,
+    *,
+    keyring: Keyring,
+    settings: FeedbackSettings,
+    signed_in: bool = False,
 ) -> Speaker:
     """The rater behind a request.
 
-    With an application's key (`feedback` or `admin`) `rater` is a name within that key; a key that
-    may only label is a rater itself, whatever it says. Without a name the key is the rater.
+    With an application's key (`feedback` or `admin`) `rater` is a name within that key, and without
+    a name the end user of the completion speaks. A key that labels is a rater itself, and so is one
+    that somebody `signed_in` with on a page.
     """
-    named = rater if rater and {"feedback", "admin"} & set(key.scopes) else None
+    scopes = set(key.scopes)
+    is_application = bool({"feedback", "admin"} & scopes)
+    named = rater if rater and is_application else None
+    by_end_user = is_application and not (named or signed_in or "label" in scopes)
     within = f"{key.id}\x00{named}" if named else key.id
     digest = keyring.hashed(key.tenant, "rater", within)
     heldout = is_heldout(named or key.name, digest, settings=settings)
-    return Speaker(key.tenant, key.id, digest, heldout, key.trains)
+    return Speaker(key.tenant, key.id, digest, heldout, key.trains, by_end_user)
 
 
 def is_heldout(name: str, digest: str, *, settings: FeedbackSettings) -> bool:
     """Whether this rater's word only tests: by name (`heldout-*` is a prefix), else by hash."""
     if settings.heldout_raters:
-        return any(_matches(name, pattern) for pattern in settings.heldout_raters)
+        return is_named_heldout(name, settings)
     return share_of(digest) < settings.heldout_rater_share
+
+
+def is_named_heldout(name: str, settings: FeedbackSettings) -> bool:
+    """Whether a pattern of `heldout_raters` fits the name."""
+    return any(_matches(name, pattern) for pattern in settings.heldout_raters)
 
 
 def rating(
     body: FeedbackRequest, who: Speaker, *, keyring: Keyring, sealed: str | None, now: float
 ) -> Feedback:
-    """A thumb, rating, flags or comment on one answer. Raises NotFound, Unprocessable."""
+    """A thumb, rating, flags or comment on one answer, or a signal about it.
+
+    Raises NotFound, Unprocessable.
+    """
     about = _checked(body.completion_id, body.choice, who=who, keyring=keyring)[0]
     return _record(
-        "rating",
+        "signal" if body.signal else "rating",
         who,
         keyring=keyring,
-        about=[_name(about)],
+        about=[_name(about), *([body.signal] if body.signal else [])],
         now=now,
         outputs=(about,),
+        signal=body.signal,
         thumb=body.thumb,
         rating=body.rating,
         flags=body.flags,
@@ -169,7 +192,8 @@ def _record(
     **said: object,
 ) -> Feedback:
     """The id is a keyed hash of who and what, so that a second word replaces the first."""
-    subject = "\x00".join((kind, who.rater, *about))
+    by_end_user = who.by_end_user and bool(outputs)
+    subject = "\x00".join((kind, "its end user" if by_end_user else who.rater, *about))
     return Feedback.model_validate(
         {
             "id": "fb-" + keyring.hashed(who.tenant, "feedback", subject),
@@ -178,6 +202,7 @@ def _record(
             "key_id": who.key_id,
             "rater": who.rater,
             "heldout_rater": who.heldout,
+            "by_end_user": by_end_user,
             "trains": who.trains,
             "created_at": now,
             "updated_at": now,

@@ -23,6 +23,8 @@ from feedback.labeling_rules import (
     answered,
     check_lease,
     check_outputs,
+    index_of,
+    indexes_for,
     is_free,
     is_held,
     rankings_of,
@@ -50,7 +52,7 @@ async def open_tasks(redis: Redis, tasks: Sequence[LabelingTask]) -> None:
         async with redis.pipeline(transaction=True) as step:
             for task in tasks:
                 step.set(keys.labeling_task(task.id), task.model_dump_json(), nx=True)
-                step.zadd(keys.labeling_open(task.mode), {task.id: 0}, nx=True)
+                step.zadd(keys.labeling_open(index_of(task)), {task.id: 0}, nx=True)
                 step.sadd(keys.labeling_of(task.run_id), task.id)
             await step.execute()
 
@@ -64,11 +66,13 @@ async def next_task(
     """
     mode: Mode = "evaluation" if heldout else "training"
     with redis_errors():
-        held = await _find(redis, mode, rater, tenant=tenant, leased=True)
-        if held:
-            return held[1]
+        num_seen = int(await redis.scard(keys.labeling_seen(rater)))
+        indexes = indexes_for(mode, rater, num_seen=num_seen, gold_share=settings.gold_share)
+        for index in indexes:
+            if held := await _find(redis, index, rater, tenant=tenant, leased=True):
+                return held[1]
         for _ in range(_ATTEMPTS):
-            found = await _find(redis, mode, rater, tenant=tenant, leased=False)
+            found = await _find_free(redis, indexes, rater, tenant=tenant)
             if found is None:
                 return None
             raw, task = found
@@ -193,15 +197,43 @@ async def task_counts(redis: Redis) -> dict[str, int]:
     return counts
 
 
+async def seen_tasks(redis: Redis, rater: str) -> list[LabelingTask]:
+    """The tasks that a rater has answered or skipped, by id. Raises Unavailable."""
+    with redis_errors():
+        ids = sorted(raw.decode() for raw in await redis.smembers(keys.labeling_seen(rater)))
+        raw = await redis.mget([keys.labeling_task(i) for i in ids]) if ids else []
+    return [LabelingTask.model_validate_json(text) for text in raw if text]
+
+
+async def tasks_in(redis: Redis, *indexes: str) -> list[LabelingTask]:
+    """All tasks of some indexes (`training`, `gold-training`, ...). Raises Unavailable."""
+    found: list[LabelingTask] = []
+    with redis_errors():
+        for index in indexes:
+            ids = [raw.decode() for raw in await redis.zrange(keys.labeling_open(index), 0, -1)]
+            raw = await redis.mget([keys.labeling_task(i) for i in ids]) if ids else []
+            found += [LabelingTask.model_validate_json(text) for text in raw if text]
+    return found
+
+
+async def _find_free(
+    redis: Redis, indexes: Sequence[str], rater: str, *, tenant: str
+) -> tuple[bytes, LabelingTask] | None:
+    for index in indexes:
+        if found := await _find(redis, index, rater, tenant=tenant, leased=False):
+            return found
+    return None
+
+
 async def _find(
-    redis: Redis, mode: Mode, rater: str, *, tenant: str, leased: bool
+    redis: Redis, index: str, rater: str, *, tenant: str, leased: bool
 ) -> tuple[bytes, LabelingTask] | None:
     """A task of this tenant that the rater holds, or else one they may be given."""
     now = milliseconds()
     low, high = (f"({now}", f"({DONE}") if leased else ("-inf", str(now))
     start = 0
     while ids := await redis.zrangebyscore(
-        keys.labeling_open(mode), low, high, start=start, num=_PAGE
+        keys.labeling_open(index), low, high, start=start, num=_PAGE
     ):
         start += len(ids)
         seen = await redis.smismember(keys.labeling_seen(rater), ids)
@@ -265,7 +297,7 @@ async def _replace(
         "replace_labeling_task",
         [
             keys.labeling_task(step.task.id),
-            keys.labeling_open(step.task.mode),
+            keys.labeling_open(index_of(step.task)),
             keys.labeling_seen(rater),
             keys.counts(),
             once.key if once else keys.idempotency(""),

@@ -18,6 +18,7 @@ from core.records import Answer, LabelingTask
 from core.redis_client import redis_errors
 from feedback import intake, labeling
 from feedback.edge import ERRORS, Door, IdempotencyKey, OurErrors, created, enter, once, receipt
+from feedback.raters import Progress, progress
 from feedback.schemas import LabelingRequest, Recorded, ShownOutput, ShownTask, SkipRequest
 from feedback.sealing import seal_texts
 from feedback.split import MIN_RATERS_TO_HOLD_OUT
@@ -44,6 +45,14 @@ async def get_next(request: Request) -> ShownTask | Response:
             settings=door.settings.feedback,
         )
     return show(task, rater=who.rater, keyring=door.keyring) if task else Response(status_code=204)
+
+
+@router.get("/progress", responses=ERRORS)
+async def get_progress(request: Request) -> Progress:
+    """What this rater has done today and in all, and skipped."""
+    door = enter(request, "label")
+    who = await _rater(door)
+    return await progress(door.redis, who.rater, gold="admin" in door.key.scopes)
 
 
 @router.post("/{task_id}", status_code=201, response_model=Recorded, responses=ERRORS)

@@ -7,12 +7,11 @@ an answer without a ranking.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from zlib import crc32
 
 from core.errors import Conflict, Unprocessable
 from core.records import Answer, LabelingTask
 
-ANSWERS_WANTED = 1
-"""Raters who answer a task before it is done."""
 DONE = "+inf"
 Mode = Literal["training", "evaluation"]
 
@@ -38,16 +37,16 @@ def is_free(task: LabelingTask, rater: str, *, now: int) -> bool:
     """Whether the task may be leased to this rater at `now` (milliseconds)."""
     leased = task.leased_by is not None and now < task.leased_until * 1000
     known = any(answer.rater == rater for answer in task.answers)
-    return not leased and not known and len(rankings_of(task)) < ANSWERS_WANTED
+    return not leased and not known and len(rankings_of(task)) < task.wanted
 
 
 def answered(task: LabelingTask, answer: Answer, *, now: int) -> Step:
     """The task with one more answer; open again while more raters are wanted."""
     done = _handed_in(task, answer)
-    trains = task.mode == "training"
+    trains = task.mode == "training" and not task.gold
     return Step(
         done,
-        DONE if len(rankings_of(done)) >= ANSWERS_WANTED else now,
+        DONE if len(rankings_of(done)) >= task.wanted else now,
         seen=True,
         rankings=int(trains),
         comparisons=num_pairs(answer.ranking) if trains else 0,
@@ -57,6 +56,22 @@ def answered(task: LabelingTask, answer: Answer, *, now: int) -> Step:
 def skipped(task: LabelingTask, skip: Answer, *, now: int) -> Step:
     """The task open for others again."""
     return Step(_handed_in(task, skip), now, seen=True)
+
+
+def index_of(task: LabelingTask) -> str:
+    """Under which name it is offered: those whose right order is known are apart."""
+    return f"gold-{task.mode}" if task.gold else task.mode
+
+
+def indexes_for(mode: Mode, rater: str, *, num_seen: int, gold_share: float) -> tuple[str, str]:
+    """Where to look for a rater's next task: for `gold_share` of the tasks gold comes first.
+
+    Which ones follows from the rater and from how many tasks they have seen, so that asking again
+    changes nothing and nobody can tell.
+    """
+    drawn = crc32(f"{rater}:{num_seen}".encode()) / 2**32
+    gold = f"gold-{mode}"
+    return (gold, mode) if drawn < gold_share else (mode, gold)
 
 
 def num_pairs(ranking: Sequence[Sequence[str]]) -> int:

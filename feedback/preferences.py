@@ -53,6 +53,7 @@ def build_rows(
     *,
     now: float,
     split_of: SplitOf,
+    signals_train: bool = False,
 ) -> Rows:
     """Join all feedback, in the order of its ids.
 
@@ -62,7 +63,9 @@ def build_rows(
     old = superseded(feedback)
     again = Joined(Fate("unjoinable", "the rater has ranked these answers again since"))
     joined = {
-        said.id: again if said.id in old else join(said, completions, now=now, split_of=split_of)
+        said.id: again
+        if said.id in old
+        else join(said, completions, now=now, split_of=split_of, signals_train=signals_train)
         for said in sorted(feedback, key=lambda f: f.id)
     }
     return Rows(
@@ -73,13 +76,30 @@ def build_rows(
     )
 
 
-def fate_of(feedback: Feedback, completions: Mapping[str, Completion], *, now: float) -> Fate:
+def fate_of(
+    feedback: Feedback,
+    completions: Mapping[str, Completion],
+    *,
+    now: float,
+    signals_train: bool = False,
+) -> Fate:
     """What became of one piece of feedback, as far as is known now."""
-    return join(feedback, completions, now=now, split_of=lambda *_: "train").fate
+    return join(
+        feedback,
+        completions,
+        now=now,
+        split_of=lambda *_: "train",
+        signals_train=signals_train,
+    ).fate
 
 
 def join(
-    said: Feedback, completions: Mapping[str, Completion], *, now: float, split_of: SplitOf
+    said: Feedback,
+    completions: Mapping[str, Completion],
+    *,
+    now: float,
+    split_of: SplitOf,
+    signals_train: bool = False,
 ) -> Joined:
     """One piece of feedback with the answers it is about."""
     early = _fate_without_text(said, completions, now=now)
@@ -97,6 +117,8 @@ def join(
             return _join_ranking(said, answers)
         case "rating":
             return _join_rating(said, answers)
+        case "signal":
+            return _join_signal(said, answers, trains=signals_train)
         case "demonstration":
             return _join_demonstration(said, answers)
 
@@ -208,6 +230,16 @@ def _join_rating(said: Feedback, answers: Answers) -> Joined:
     context = _said(said, answers)
     rows = [RatingRow(context, answer.text, str(answer.finish_reason), *v) for v in values]
     return Joined(Fate("joined"), ratings=tuple(rows))
+
+
+def _join_signal(said: Feedback, answers: Answers, *, trains: bool) -> Joined:
+    """An answer that was copied as a thumb up, one that was asked for again as a thumb down."""
+    if not trains:
+        return Joined(Fate("joined", "signals do not train here"))
+    ((_, answer),) = answers.values()
+    thumb = 1.0 if said.signal == "copy" else 0.0
+    row = RatingRow(_said(said, answers), answer.text, str(answer.finish_reason), "thumb", thumb)
+    return Joined(Fate("joined"), ratings=(row,))
 
 
 def _join_demonstration(said: Feedback, answers: Answers) -> Joined:

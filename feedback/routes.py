@@ -42,11 +42,15 @@ router = APIRouter(prefix="/v1", tags=["feedback"], route_class=OurErrors, respo
 async def post_feedback(
     request: Request, body: FeedbackRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """A thumb, a rating, flags or a comment; the same rater's next word on it replaces it."""
+    """A thumb, a rating, flags, a comment or a signal; the rater's next word on it replaces it."""
     door = enter(request, "feedback", "label")
     sealed = _sealed(door.keyring, {"comment": body.comment}) if body.comment else None
     feedback = intake.rating(
-        body, _speaker(door, body.rater), keyring=door.keyring, sealed=sealed, now=time.time()
+        body,
+        _speaker(door, body.rater, request),
+        keyring=door.keyring,
+        sealed=sealed,
+        now=time.time(),
     )
     return await _record(door, feedback, once(door, request, idempotency_key, body))
 
@@ -58,7 +62,7 @@ async def post_ranking(
     """An order of 2 to 9 answers to one prompt, best first; an inner list is a tie."""
     door = enter(request, "feedback", "label")
     feedback = intake.ranking(
-        body, _speaker(door, body.rater), keyring=door.keyring, now=time.time()
+        body, _speaker(door, body.rater, request), keyring=door.keyring, now=time.time()
     )
     return await _record(door, feedback, once(door, request, idempotency_key, body))
 
@@ -74,7 +78,7 @@ async def post_demonstration(
         text["messages"] = intake.prompt_of(body)
     feedback = intake.demonstration(
         body,
-        _speaker(door, body.rater),
+        _speaker(door, body.rater, request),
         keyring=door.keyring,
         sealed=_sealed(door.keyring, text),
         now=time.time(),
@@ -88,7 +92,8 @@ async def get_feedback(request: Request, feedback_id: str) -> FeedbackState:
     door = enter(request, "feedback", "label")
     feedback = await _own(door, feedback_id)
     about = await store.completions(door.redis, [o.token for o in feedback.outputs])
-    fate = fate_of(feedback, about, now=time.time())
+    signals_train = door.settings.feedback.signals_train
+    fate = fate_of(feedback, about, now=time.time(), signals_train=signals_train)
     return FeedbackState(
         id=feedback.id,
         kind=feedback.kind,
@@ -109,8 +114,15 @@ async def delete_feedback(request: Request, feedback_id: str) -> Recorded:
     return Recorded(id=feedback_id, status="withdrawn")
 
 
-def _speaker(door: Door, rater: str | None) -> intake.Speaker:
-    return intake.speaker(door.key, rater, keyring=door.keyring, settings=door.settings.feedback)
+def _speaker(door: Door, rater: str | None, request: Request) -> intake.Speaker:
+    """A request without a key of its own came from a signed-in page."""
+    return intake.speaker(
+        door.key,
+        rater,
+        keyring=door.keyring,
+        settings=door.settings.feedback,
+        signed_in=not {"authorization", "x-api-key"} & set(request.headers),
+    )
 
 
 def _sealed(keyring: Keyring, text: dict[str, Any]) -> str:
@@ -120,7 +132,7 @@ def _sealed(keyring: Keyring, text: dict[str, Any]) -> str:
 async def _record(door: Door, feedback: Feedback, idempotency: store.Once | None) -> Response:
     done = await store.record(door.redis, feedback, reply=receipt(feedback.id), once=idempotency)
     if done.version is not None:
-        metrics.FEEDBACK.labels(feedback.kind, done.version).inc()
+        metrics.FEEDBACK.labels(feedback.signal or feedback.kind, done.version).inc()
     return created(done.reply)
 
 

@@ -60,13 +60,18 @@ class FeedbackRequest(Judged):
     choice: ChoiceIndex = 0
     thumb: Literal["up", "down"] | None = None
     comment: Comment | None = None
+    signal: Literal["regenerate", "copy"] | None = None
+    """What the end user did with the answer; a record of its own, so it comes alone."""
     rater: Name | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> "FeedbackRequest":
         said = (self.thumb, self.rating, self.flags or None, self.comment or None)
-        if all(part is None for part in said):
-            raise ValueError("say at least one of thumb, rating, flags, comment")
+        silent = all(part is None for part in said)
+        if silent and self.signal is None:
+            raise ValueError("say at least one of thumb, rating, flags, comment (or a signal)")
+        if self.signal is not None and not silent:
+            raise ValueError("a signal comes alone: send what is said of the answer apart")
         return self
 
 

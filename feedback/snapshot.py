@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from core import keys
@@ -18,7 +19,9 @@ from core.registry import timestamp
 from core.settings import LogSettings, Settings
 from feedback import store
 from feedback.dataset import Gathered, Manifest, assemble
+from feedback.holding import hold_back
 from feedback.pii.second_look import second_look
+from feedback.raters import observe_agreement, verdicts
 from feedback.split import prompt_opening
 from feedback.tables import Table, write_tables
 from feedback.texts import Messages
@@ -37,6 +40,13 @@ async def write_snapshot(
     """
     moment = time.time() if now is None else now
     gathered = await gather(redis, settings.log, now=moment)
+    feedback = await hold_back(redis, gathered.feedback, gathered.completions, settings.feedback)
+    gathered = replace(gathered, feedback=feedback)
+    observe_agreement(
+        verdicts(
+            gathered.tasks, gathered.feedback, gathered.completions, settings=settings.feedback
+        )
+    )
     if settings.log.pii_second_tier:
         gathered = await second_look(gathered, keyring=keyring, settings=settings)
 

@@ -29,11 +29,12 @@ from learning.broker import broker_url, check_broker
 from learning.folders import Folders
 from learning.ingesting import drain_inbox
 from learning.runner import advance
+from learning.sampling_tasks import fill_stock
 from learning.ticking import due_tasks
 from learning.work import Work
 
 CONTROL, LEARNING = "control", "learning"
-_QUEUES = {"tick": CONTROL, "ingest": CONTROL, "run_stage": LEARNING}
+_QUEUES = {"tick": CONTROL, "ingest": CONTROL, "sample_tasks": CONTROL, "run_stage": LEARNING}
 _TICK_SECONDS = 1.0
 _EXPIRES_SECONDS = 5.0
 _INGEST_SECONDS = 60.0
@@ -137,6 +138,11 @@ def _ingest() -> None:
     )
 
 
+def _sample_tasks() -> None:
+    """Fill the stock of labeling tasks up a little."""
+    _run(lambda work: fill_stock(work, _pii))
+
+
 def _run_stage() -> None:
     """Go on with the current run, as far as it goes without waiting."""
     while _run(advance) == "moved" and not _stopping.is_set():
@@ -146,6 +152,7 @@ def _run_stage() -> None:
 tick = app.task(name="tick")(_tick)
 ingest = app.task(name="ingest")(_ingest)
 run_stage = app.task(name="run_stage")(_run_stage)
+sample_tasks = app.task(name="sample_tasks")(_sample_tasks)
 
 
 def _run(act: Callable[[Work], Awaitable[Any]]) -> Any:
