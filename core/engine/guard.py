@@ -16,8 +16,8 @@ It also is where a hot swap meets traffic. Routes of its own, all for the contro
     GET  /instructloop/state                       {"version", "held", "in_flight", "waiting"}
 
 A swap is: hold; wait until `in_flight` is 0 or patience ends; pause vLLM (`keep`); exchange the
-weights; reset the prefix cache; `version` while still paused, because the first token after resume is
-already the new policy's; resume; probe (control requests are never held); admit. What a crossing
+weights; reset the prefix cache; `version` while still paused, because the first token after resume
+is already the new policy's; resume; probe (control requests are never held); admit. What a crossing
 does to a reply is in core/engine/attribution.py. It refuses to know what is in a request.
 
 One instance serves one vLLM server process: `--api-server-count` has to stay 1.
