@@ -26,7 +26,7 @@ check: ## the inner loop: lint, types, fast tests (under two minutes)
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) -m "not slow" $(ARGS)
 
-soak: ## what is too slow for `make test`: both demonstrations, with their win rates checked
+soak: ## what is too slow for `make test`: both demonstrations, memory, fifty swaps
 	@deploy/install.sh test
 	$(PYTEST) tests/soak -m soak $(ARGS)
 
