@@ -244,7 +244,7 @@ def simulate(
 
     Example: instructloop simulate --judge sentiment --raters 6 --limit 100
     """
-    from deploy import simulate as simulation
+    from deploy.simulate import run as simulation
 
     settings = settings_from(state_dir, redis_url)
     simulation.main(
@@ -276,7 +276,7 @@ def demo(
 
     Example: instructloop demo --judge brevity --seed 1 --out report
     """
-    from deploy.demo import run_demo
+    from deploy.demo.run import run_demo
 
     run_demo(
         judge=judge,

@@ -39,8 +39,8 @@ def gateway(
 
     Example: instructloop bench gateway --seconds 2 --rounds 5 --json
     """
-    from deploy.bench_gateway import Wanted, bench_gateway
-    from deploy.bench_memory import REQUESTS
+    from deploy.bench.gateway import Wanted, bench_gateway
+    from deploy.bench.memory import REQUESTS
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
     report = bench_gateway(
@@ -68,7 +68,7 @@ def swap(
 
     Example: instructloop bench swap --swaps 10 --streams 8 --json
     """
-    from deploy.bench_swap import STREAMS, bench_swap
+    from deploy.bench.swap import STREAMS, bench_swap
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
     report = bench_swap(

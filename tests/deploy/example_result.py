@@ -10,11 +10,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.judges import load_judge
-from deploy.report import DemoResult, write_report
-from deploy.scoring import compare
-from deploy.simulate_prompt import Collected
-from deploy.traffic import TrafficReport
+from deploy.demo.report import DemoResult, write_report
+from deploy.demo.scoring import compare
+from deploy.demo.traffic import TrafficReport
+from deploy.simulate.judges import load_judge
+from deploy.simulate.prompt import Collected
 
 NASTY = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted"'
 _GLAD = "I love how the good friends enjoy a wonderful and happy day together."

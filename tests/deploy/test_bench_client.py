@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from core.errors import InstructLoopError
-from deploy.bench_client import closed_loop, open_loop
-from deploy.bench_engine import HEAD_END, InstantEngine, chat_request, header, http_request
+from deploy.bench.client import closed_loop, open_loop
+from deploy.bench.engine import HEAD_END, InstantEngine, chat_request, header, http_request
 
 
 @asynccontextmanager

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from core.errors import StartError
-from deploy.bench_figures import added, ratios, summary
-from deploy.bench_maths import Spread
-from deploy.bench_memory import slices
-from deploy.bench_report import LABELS, Aim, Report
-from deploy.bench_targets import Target, folder_in, service
+from deploy.bench.figures import added, ratios, summary
+from deploy.bench.maths import Spread
+from deploy.bench.memory import slices
+from deploy.bench.report import LABELS, Aim, Report
+from deploy.bench.targets import Target, folder_in, service
 
 ROUNDS = {
     "direct": [{"alone_p50_ms": 1.0, "requests_per_second": 900.0}]

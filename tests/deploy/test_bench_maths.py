@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from deploy.bench_maths import Spread, over_rounds, quantile, slope, timetable
+from deploy.bench.maths import Spread, over_rounds, quantile, slope, timetable
 
 
 def test_a_quantile_is_one_of_the_values_by_nearest_rank():

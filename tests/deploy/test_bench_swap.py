@@ -2,9 +2,9 @@
 
 import pytest
 
-from deploy.bench_maths import quantile
-from deploy.bench_swap import Seen, Span, token_ids
-from deploy.bench_swap_report import SwapReport, Tail, figures, tail
+from deploy.bench.maths import quantile
+from deploy.bench.swap import Seen, Span, token_ids
+from deploy.bench.swap_report import SwapReport, Tail, figures, tail
 
 SPANS = [
     Span(began=10.0, held_from=14.0, admitted=14.5, ended=17.0, pause_seconds=0.1),

@@ -14,12 +14,12 @@ from fastapi.responses import JSONResponse
 from core.errors import InstructLoopError
 from core.keyring import Keyring
 from core.settings import PREFIX
-from deploy.demo_phases import Round, ask_all, learn, placed, swapped
-from deploy.demo_result import Clock, iterations, stage_seconds
-from deploy.demo_service import SPLIT, demo_environment, fix_user_hashes, free_port, service_client
-from deploy.judges import load_judge
-from deploy.prompt_sets import Prompt, PromptSets
-from deploy.traffic import Traffic
+from deploy.demo.phases import Round, ask_all, learn, placed, swapped
+from deploy.demo.result import Clock, iterations, stage_seconds
+from deploy.demo.service import SPLIT, demo_environment, fix_user_hashes, free_port, service_client
+from deploy.demo.traffic import Traffic
+from deploy.simulate.judges import load_judge
+from deploy.simulate.prompt_sets import Prompt, PromptSets
 from feedback.split import split_of
 
 BREVITY = load_judge("brevity")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import StartError
-from deploy.judges import BUILT_IN, address, brevity, load_judge, plainness, sentiment
+from deploy.simulate.judges import BUILT_IN, address, brevity, load_judge, plainness, sentiment
 
 PROMPT = "How was it?"
 

@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import StartError
 from core.settings import LogSettings
-from deploy.prompt_sets import Prompt, bundled_prompts, choose, read_prompts
+from deploy.simulate.prompt_sets import Prompt, bundled_prompts, choose, read_prompts
 
 PROMPTS = bundled_prompts()
 SIZES = {"training": 120, "validation": 40, "test": 256}
@@ -147,7 +147,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_every_row_of_the_bundled_file_has_exactly_the_five_fields():
-    from deploy.prompt_sets import BUNDLED
+    from deploy.simulate.prompt_sets import BUNDLED
 
     for line in BUNDLED.read_text(encoding="utf-8").splitlines():
         assert list(json.loads(line)) == ["prompt", "user", "topic", "template", "form"]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from deploy.raters import marks, num_pairs, rank, rater_names, who_ranks
+from deploy.simulate.raters import marks, num_pairs, rank, rater_names, who_ranks
 
 
 def order(scores, **more):

@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from deploy.report import figures, write_report
-from deploy.report_plots import learning_plot, stalls_plot, timeline_plot, win_rate_plot
+from deploy.demo.report import figures, write_report
+from deploy.demo.report_plots import learning_plot, stalls_plot, timeline_plot, win_rate_plot
 from tests.deploy.example_result import NASTY, example_result, refused_result
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deploy.judges import Judge
-from deploy.scoring import Side, compare, points_with_rule, win_rate_at_equal_length
+from deploy.demo.scoring import Side, compare, points_with_rule, win_rate_at_equal_length
+from deploy.simulate.judges import Judge
 
 LONGER = Judge("longer", "likes letters", lambda prompt, text: float(len(text)), "open", 9)
 

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from deploy.service_client import Refused, service_client
+from deploy.simulate.service_client import Refused, service_client
 from tests.deploy.contract_server import KEY, Fault, Service, free_socket, serving
 
 

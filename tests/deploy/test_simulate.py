@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from core.errors import InstructLoopError, StartError
-from deploy import simulate
-from deploy.judges import load_judge
-from deploy.prompt_sets import Prompt
-from deploy.service_client import Refused
-from deploy.simulate import collect, vote_tasks
+from deploy.simulate import run as simulate
+from deploy.simulate.judges import load_judge
+from deploy.simulate.prompt_sets import Prompt
+from deploy.simulate.run import collect, vote_tasks
+from deploy.simulate.service_client import Refused
 from tests.deploy.contract_server import KEY, Fault, Service, free_socket, serving
 
 PROMPTS = [

@@ -26,11 +26,11 @@ from core.records import Card
 from core.redis_client import connect, redis_url
 from core.settings import PREFIX, Settings
 from core.versions import weights_sha256
-from deploy.demo_service import free_port, label_keys
-from deploy.judges import load_judge
-from deploy.prompt_sets import Prompt
-from deploy.simulate import collect, vote_tasks
-from deploy.traffic import Traffic, flowing
+from deploy.demo.service import free_port, label_keys
+from deploy.demo.traffic import Traffic, flowing
+from deploy.simulate.judges import load_judge
+from deploy.simulate.prompt_sets import Prompt
+from deploy.simulate.run import collect, vote_tasks
 from tests.conftest import eventually
 from tests.tiny_model import make_tiny_model
 

@@ -10,7 +10,7 @@ import random
 import string
 from collections.abc import Callable, Iterator
 
-from deploy.pii_labelled import Row
+from deploy.bench.pii_labelled import Row
 
 
 def _words(text: str) -> list[str]:

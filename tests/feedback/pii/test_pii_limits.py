@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.pii_bench import cpu_ms_per_prompt
+from deploy.bench.pii import cpu_ms_per_prompt
 from feedback.pii.record import FIRST_TIER, Plan
 from feedback.pii.rules import PLACEHOLDER
 from feedback.pii.worker import PiiFailed, PiiWorker

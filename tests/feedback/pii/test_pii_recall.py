@@ -10,11 +10,11 @@ import pytest
 
 from core import keys
 from core.records import Completion
-from deploy.pii_bench import PiiFigures, hidden_parts, is_left, measure_ordinary, measure_rows
-from deploy.pii_bench import pii_figures as figures_of
-from deploy.pii_labelled import GENERATORS, Row
-from deploy.pii_labelled import rows as fresh_rows
-from deploy.pii_ordinary import ORDINARY as FRESH_ORDINARY
+from deploy.bench.pii import PiiFigures, hidden_parts, is_left, measure_ordinary, measure_rows
+from deploy.bench.pii import pii_figures as figures_of
+from deploy.bench.pii_labelled import GENERATORS, Row
+from deploy.bench.pii_labelled import rows as fresh_rows
+from deploy.bench.pii_ordinary import ORDINARY as FRESH_ORDINARY
 from feedback.ingest import ingest_batch
 from feedback.pii.record import Plan, filter_record
 from feedback.pii.worker import PiiWorker

@@ -2,7 +2,7 @@
 
 A timetable does not wait for replies, and each time counts from when the request was due, so a
 server that stalls is charged for all who came meanwhile (no coordinated omission). Knows nothing of
-what answers; deploy/bench_figures.py makes figures of what is found.
+what answers; deploy/bench/figures.py makes figures of what is found.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.errors import InstructLoopError
-from deploy.bench_engine import HEAD_END, header
-from deploy.bench_maths import timetable
+from deploy.bench.engine import HEAD_END, header
+from deploy.bench.maths import timetable
 
 _WRITTEN_AT = re.compile(rb"at=(\d+\.\d+) ")
 _READY_CONNECTIONS = 8

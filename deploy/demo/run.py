@@ -2,8 +2,8 @@
 
 feedback -> reward model -> PPO-ptx -> gate -> hot swap, while requests keep flowing; then the
 raters' own judge compares the new version with the first on prompts that nobody trained on. This
-file is the order of the phases; what each does is in deploy/demo_phases.py, the service under test
-in deploy/demo_service.py, and what becomes of it all in deploy/demo_result.py.
+file is the order of the phases; what each does is in deploy/demo/phases.py, the service under test
+in deploy/demo/service.py, and what becomes of it all in deploy/demo/result.py.
 """
 
 import asyncio
@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx
 
 from core.errors import InstructLoopError, StartError
-from deploy.demo_phases import Round, ask_all, collect_rankings, idle_traffic, learn, swapped
-from deploy.demo_result import Clock, Seen, demo_result
-from deploy.demo_service import (
+from deploy.demo.phases import Round, ask_all, collect_rankings, idle_traffic, learn, swapped
+from deploy.demo.report import DemoResult, write_report
+from deploy.demo.result import Clock, Seen, demo_result
+from deploy.demo.service import (
     demo_environment,
     fix_user_hashes,
     free_port,
@@ -25,10 +26,9 @@ from deploy.demo_service import (
     service_client,
     wait_until_ready,
 )
-from deploy.judges import Judge, load_judge
-from deploy.prompt_sets import PromptSets, bundled_prompts, choose
-from deploy.report import DemoResult, write_report
-from deploy.traffic import Traffic, flowing
+from deploy.demo.traffic import Traffic, flowing
+from deploy.simulate.judges import Judge, load_judge
+from deploy.simulate.prompt_sets import PromptSets, bundled_prompts, choose
 
 TRAINING_PROMPTS = 200
 VALIDATION_PROMPTS = 50

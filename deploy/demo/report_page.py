@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from deploy.report_plots import learning_plot, stalls_plot, timeline_plot, win_rate_plot
-from deploy.report_words import headline, shown, summary_rows
+from deploy.demo.report_plots import learning_plot, stalls_plot, timeline_plot, win_rate_plot
+from deploy.demo.report_words import headline, shown, summary_rows
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --faint: #d5d9de; --ground: #fbfbfa;

@@ -2,7 +2,7 @@
 
 Retries 429, 502, 503, 504 and broken connections, with growing pauses and as `Retry-After` says;
 what is sent twice carries the same Idempotency-Key, so it counts once. Any other refusal is an
-error of one line. Knows no route; deploy/simulate.py does.
+error of one line. Knows no route; deploy/simulate/run.py does.
 """
 
 import asyncio

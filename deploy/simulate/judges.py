@@ -2,7 +2,8 @@
 
 A judge is a function `(prompt, completion) -> float`; higher is better, and its scale is its own.
 An answer without a word loses to every other. Knows no service, no model and no training.
-deploy/raters.py turns a judge into people; deploy/scoring.py compares two policies by it.
+deploy/simulate/raters.py turns a judge into people; deploy/demo/scoring.py compares two policies by
+it.
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ class Judge:
     description: str
     score: Score
     form: Literal["open", "short"]
-    """The form of prompts (deploy/prompt_sets.py) that leaves room for this taste."""
+    """The form of prompts (deploy/simulate/prompt_sets.py) that leaves room for this taste."""
     max_tokens: int
     """The cap on answers; tastes of form need one at which most answers end."""
 

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from deploy.bench_figures import Rounds, added, ratios, summary
-from deploy.bench_maths import Spread
-from deploy.bench_targets import GATEWAY
+from deploy.bench.figures import Rounds, added, ratios, summary
+from deploy.bench.maths import Spread
+from deploy.bench.targets import GATEWAY
 
 _LEAST_MS = 0.1  # less than this is noise, and nothing to divide by
 LABELS = {

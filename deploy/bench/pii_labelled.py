@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from deploy.pii_carriers import CARRIERS
+from deploy.bench.pii_carriers import CARRIERS
 
 Part = Literal["open", "kept"]
 T = TypeVar("T")

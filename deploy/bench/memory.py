@@ -4,11 +4,11 @@ Slices of about a thousand requests, each over new connections; after each the r
 read, and a straight line is laid through what was read after the warm-up.
 """
 
-from deploy.bench_client import closed_loop
-from deploy.bench_engine import chat_request
-from deploy.bench_maths import slope
-from deploy.bench_progress import Tick
-from deploy.bench_targets import Service, taking_from_inbox
+from deploy.bench.client import closed_loop
+from deploy.bench.engine import chat_request
+from deploy.bench.maths import slope
+from deploy.bench.progress import Tick
+from deploy.bench.targets import Service, taking_from_inbox
 
 REQUESTS = 100_000
 _CLIENTS = 32

@@ -1,8 +1,8 @@
 """What a demonstration saw, phase by phase, put together as the result that the report shows.
 
 Reads the run's own figures of its PPO iterations, which no route serves: the one place where the
-demonstration looks into the state folder of the service. Draws and writes nothing; deploy/report.py
-does.
+demonstration looks into the state folder of the service. Draws and writes nothing;
+deploy/demo/report.py does.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.demo_phases import Answers
-from deploy.judges import Judge
-from deploy.prompt_sets import PromptSets
-from deploy.report import DemoResult
-from deploy.scoring import compare
-from deploy.simulate_prompt import Collected
-from deploy.traffic import TrafficReport
+from deploy.demo.phases import Answers
+from deploy.demo.report import DemoResult
+from deploy.demo.scoring import compare
+from deploy.demo.traffic import TrafficReport
+from deploy.simulate.judges import Judge
+from deploy.simulate.prompt import Collected
+from deploy.simulate.prompt_sets import PromptSets
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """The work of a simulation on one prompt: ask for K answers, rank them, send the rankings.
 
 Speaks `POST /v1/chat/completions` and `POST /v1/rankings` and nothing else. Which prompts, how
-many at once and what is shown meanwhile is deploy/simulate.py's.
+many at once and what is shown meanwhile is deploy/simulate/run.py's.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 
-from deploy.judges import Judge
-from deploy.prompt_sets import Prompt
-from deploy.raters import num_pairs, rank, who_ranks
-from deploy.service_client import Refused, ServiceClient
-from deploy.simulate_journal import Journal, Vote
+from deploy.simulate.journal import Journal, Vote
+from deploy.simulate.judges import Judge
+from deploy.simulate.prompt_sets import Prompt
+from deploy.simulate.raters import num_pairs, rank, who_ranks
+from deploy.simulate.service_client import Refused, ServiceClient
 
 HOT_FROM = 8
 """From this many answers on, two of them are sampled hotter, so that a prompt's answers differ."""

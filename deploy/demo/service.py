@@ -1,7 +1,7 @@
 """The service that a demonstration turns: its settings, its start and stop, and its keys.
 
 `instructloop up`, as anybody would start it, on a state folder and a port of its own. Knows
-nothing of prompts, raters or phases; deploy/demo.py runs the phases against it.
+nothing of prompts, raters or phases; deploy/demo/run.py runs the phases against it.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from core.auth import create_key
 from core.errors import StartError
 from core.redis_client import connect, redis_url
 from core.settings import PREFIX, LogSettings, Settings
-from deploy.judges import Judge
-from deploy.raters import rater_names
+from deploy.simulate.judges import Judge
+from deploy.simulate.raters import rater_names
 
 READY_SECONDS = 300
 HELDOUT_RATERS = 4

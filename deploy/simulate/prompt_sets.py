@@ -3,7 +3,7 @@
 The bundled set is of our own writing: small families of prompts, each with templates, topics and
 users that no other family has. So whole families go to training, validation or test, and a test
 prompt shares neither template nor topic nor user with anything that was trained on. Pure but for
-`read_prompts`; knows no service and no judge. deploy/simulate.py asks these prompts.
+`read_prompts`; knows no service and no judge. deploy/simulate/run.py asks these prompts.
 """
 
 import json

@@ -1,17 +1,17 @@
 """The figures of a gateway, each from one load; and what it adds to the engine asked directly.
 
 All are taken of every target in turn, in every round. Times are in milliseconds. Knows loads and
-sums; what is asked is in deploy/bench_targets.py, and deploy/bench_gateway.py says in which order.
+sums; what is asked is in deploy/bench/targets.py, and deploy/bench/gateway.py says in which order.
 """
 
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from deploy.bench_client import Found, closed_loop, open_loop
-from deploy.bench_engine import CHUNKS_PER_SECOND, chat_request
-from deploy.bench_maths import Spread, over_rounds, quantile
-from deploy.bench_targets import DIRECT, Target
+from deploy.bench.client import Found, closed_loop, open_loop
+from deploy.bench.engine import CHUNKS_PER_SECOND, chat_request
+from deploy.bench.maths import Spread, over_rounds, quantile
+from deploy.bench.targets import DIRECT, Target
 
 CLIENTS = 32
 STREAMS = 100

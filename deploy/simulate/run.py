@@ -1,8 +1,9 @@
 """Raters with a known taste, who use the service as anybody could: through its public HTTP API.
 
 `collect` asks for K answers to each prompt and ranks them; `vote_tasks` lets held-out raters work
-on labeling tasks. What they think is deploy/raters.py, what they like is a judge; this file sends
-it. Knows nothing of Redis, engines or training. One prompt's work is deploy/simulate_prompt.py.
+on labeling tasks. What they think is deploy/simulate/raters.py, what they like is a judge;
+this file sends it. Knows nothing of Redis, engines or training. One prompt's work is in
+deploy/simulate/prompt.py.
 """
 
 import asyncio
@@ -19,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from core.errors import InstructLoopError, StartError
-from deploy.judges import Judge, load_judge
-from deploy.prompt_sets import Prompt, bundled_prompts, read_prompts
-from deploy.raters import marks, rank, rater_names
-from deploy.service_client import Refused, ServiceClient, service_client
-from deploy.simulate_journal import open_journal
-from deploy.simulate_prompt import Collected, Plan, digest, work_on
+from deploy.simulate.journal import open_journal
+from deploy.simulate.judges import Judge, load_judge
+from deploy.simulate.prompt import Collected, Plan, digest, work_on
+from deploy.simulate.prompt_sets import Prompt, bundled_prompts, read_prompts
+from deploy.simulate.raters import marks, rank, rater_names
+from deploy.simulate.service_client import Refused, ServiceClient, service_client
 
 POLL_SECONDS = 0.5
 _GONE = frozenset({404, 409, 410})

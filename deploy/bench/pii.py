@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from deploy.pii_labelled import Part, Row, rows
-from deploy.pii_ordinary import ORDINARY
+from deploy.bench.pii_labelled import Part, Row, rows
+from deploy.bench.pii_ordinary import ORDINARY
 from feedback.pii.record import FIRST_TIER, Filtered, Plan, filter_record
 from feedback.pii.rules import PLACEHOLDER
 

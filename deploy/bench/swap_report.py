@@ -1,15 +1,43 @@
 """The figures of swaps as a document for programs, and as a table for people. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rich.table import Table
 
-from deploy.bench_maths import quantile
+from deploy.bench.maths import quantile
 
-if TYPE_CHECKING:
-    from deploy.bench_swap import Seen, Span
+
+@dataclass(slots=True)
+class Seen:
+    """What the streams saw; times are of one clock."""
+
+    gaps: list[tuple[float, float]] = field(default_factory=list)
+    """When the wait for a chunk began, and when it came."""
+    first_waits: list[tuple[float, float]] = field(default_factory=list)
+    """The same for a reply's first chunk."""
+    tokens: int = 0
+    misattributed: int = 0
+    replies: int = 0
+    failed: int = 0
+
+    def longest(self, begin: float, end: float, *, first: bool = False) -> float:
+        """The longest wait that overlaps this time, in seconds."""
+        waits = self.first_waits if first else self.gaps
+        return max((to - since for since, to in waits if to > begin and since < end), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One swap in time."""
+
+    began: float
+    held_from: float
+    """When the new weights were staged, and requests began to wait."""
+    admitted: float
+    ended: float
+    pause_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +120,7 @@ class SwapReport:
         return table
 
 
-def figures(streams: int, way: str, seen: "Seen", spans: "Sequence[Span]") -> Figures:
+def figures(streams: int, way: str, seen: Seen, spans: Sequence[Span]) -> Figures:
     """One row, from what the streams saw and when the swaps were."""
     return Figures(
         streams=streams,

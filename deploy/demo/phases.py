@@ -1,7 +1,7 @@
 """What happens in each phase of a demonstration: answer, collect, idle, learn, swap.
 
 Every function here acts through the HTTP API alone, as raters, users and ops would. Knows nothing
-of the service's process or of the report; deploy/demo.py says in which order they come.
+of the service's process or of the report; deploy/demo/run.py says in which order they come.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ import httpx
 from core.errors import InstructLoopError
 from core.keyring import Keyring
 from core.records import Split
-from deploy.demo_service import HELDOUT_RATERS, SPLIT
-from deploy.judges import Judge
-from deploy.prompt_sets import Prompt, PromptSets
-from deploy.simulate import collect, vote_tasks
-from deploy.simulate_prompt import Collected
-from deploy.traffic import Traffic, TrafficReport, flowing
+from deploy.demo.service import HELDOUT_RATERS, SPLIT
+from deploy.demo.traffic import Traffic, TrafficReport, flowing
+from deploy.simulate.judges import Judge
+from deploy.simulate.prompt import Collected
+from deploy.simulate.prompt_sets import Prompt, PromptSets
+from deploy.simulate.run import collect, vote_tasks
 from feedback.split import split_of
 
 ANSWERS = 6

@@ -1,6 +1,6 @@
-"""The processes of a measurement: `python -m deploy.bench_child engine|bare|gateway ARGUMENT ...`.
+"""The processes of a measurement: `python -m deploy.bench.child engine|bare|gateway ARGUMENT ...`.
 
-Started by deploy/bench_targets.py, which says with which arguments.
+Started by deploy/bench/targets.py, which says with which arguments.
 """
 
 import sys
@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from core.settings import GatewaySettings, LimitSettings, Settings
-from deploy.bench_engine import run_instant_engine
+from deploy.bench.engine import run_instant_engine
 from serving.server import serve
 
 _MANY = 1_000_000_000

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.report_page import page
-from deploy.report_words import headline, summary_rows
-from deploy.scoring import Comparison, Side
-from deploy.simulate_prompt import Collected
-from deploy.traffic import TrafficReport
+from deploy.demo.report_page import page
+from deploy.demo.report_words import headline, summary_rows
+from deploy.demo.scoring import Comparison, Side
+from deploy.demo.traffic import TrafficReport
+from deploy.simulate.prompt import Collected
 from learning.winrate import WinRate
 
 SAMPLES = 12

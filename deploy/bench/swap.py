@@ -4,7 +4,7 @@ Two versions of the default model take turns, and a token tells of which it is. 
 last norm of zeros, so that all its logits are zero and a tiny bias makes every token MARKED; in the
 first a repetition penalty keeps MARKED, which is in each prompt, from ever being chosen. So each
 token's version by the marks of the reply is compared with the version that computed it. Streams
-talk to the engine itself: what a gateway adds is in deploy/bench_gateway.py.
+talk to the engine itself: what a gateway adds is in deploy/bench/gateway.py.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -25,8 +24,8 @@ from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until
 from core.keyring import Keyring
 from core.settings import Settings
 from deploy.base_model import base_model_folder
-from deploy.bench_swap_report import Figures, SwapReport, figures
-from deploy.bench_targets import folder_in
+from deploy.bench.swap_report import Figures, Seen, Span, SwapReport, figures
+from deploy.bench.targets import folder_in
 from serving.swap import Loadable, swap
 
 STREAMS = (8, 32)
@@ -40,25 +39,6 @@ _START_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _BETWEEN_SECONDS = 0.7
 _COPIED_BYTES = 256 << 20
-
-
-@dataclass(slots=True)
-class Seen:
-    """What the streams saw; times are of one clock."""
-
-    gaps: list[tuple[float, float]] = field(default_factory=list)
-    """When the wait for a chunk began, and when it came."""
-    first_waits: list[tuple[float, float]] = field(default_factory=list)
-    """The same for a reply's first chunk."""
-    tokens: int = 0
-    misattributed: int = 0
-    replies: int = 0
-    failed: int = 0
-
-    def longest(self, begin: float, end: float, *, first: bool = False) -> float:
-        """The longest wait that overlaps this time, in seconds."""
-        waits = self.first_waits if first else self.gaps
-        return max((to - since for since, to in waits if to > begin and since < end), default=0.0)
 
 
 def bench_swap(
@@ -105,18 +85,6 @@ async def _measured(
                 found.append(figures(count, way, seen, spans))
     size = sum(tensor.end - tensor.begin for tensor in read_layout(spec.model).values())
     return SwapReport(found, restart_seconds, size, _bytes_per_second())
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One swap in time."""
-
-    began: float
-    held_from: float
-    """When the new weights were staged, and requests began to wait."""
-    admitted: float
-    ended: float
-    pause_seconds: float
 
 
 async def _one_swap(client: EngineClient, versions: list[Loadable], drain_seconds: float) -> Span:

@@ -16,11 +16,11 @@ from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until
 from core.keyring import Keyring
 from core.settings import Settings
 from deploy.base_model import base_model_folder
-from deploy.bench_client import closed_loop
-from deploy.bench_engine import http_request
-from deploy.bench_maths import Spread, over_rounds
-from deploy.bench_progress import progress
-from deploy.bench_targets import folder_in, service, taking_from_inbox
+from deploy.bench.client import closed_loop
+from deploy.bench.engine import http_request
+from deploy.bench.maths import Spread, over_rounds
+from deploy.bench.progress import progress
+from deploy.bench.targets import folder_in, service, taking_from_inbox
 
 CLIENTS = 32
 _TOKENS = 64

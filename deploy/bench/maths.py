@@ -1,6 +1,6 @@
 """The sums of a measurement: quantiles, the spread over rounds, a timetable, a straight line. Pure.
 
-Knows numbers; what they are of is in deploy/bench_figures.py.
+Knows numbers; what they are of is in deploy/bench/figures.py.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 It speaks just enough HTTP/1.1 for the gateways that are measured in front of it. The prompt says
 how it answers: after how long, and in how many chunks. Each chunk of a stream says when it was
-written; its reader (deploy/bench_client.py) has the same clock, because both are processes of one
+written; its reader (deploy/bench/client.py) has the same clock, because both are processes of one
 machine. Knows nothing of gateways.
 """
 

@@ -3,7 +3,7 @@
 The engine asked directly, a bare Starlette pass-through, LiteLLM's proxy where it is installed and
 the gateway take turns in every round, so that a busy machine is busy for all of them. A figure is
 the median over the rounds, with the lowest and the highest; what is added to the engine is taken
-round by round. The loads are in deploy/bench_figures.py, the words in deploy/bench_report.py.
+round by round. The loads are in deploy/bench/figures.py, the words in deploy/bench/report.py.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from pathlib import Path
 import uvloop
 
 from core.settings import Settings
-from deploy import bench_targets
-from deploy.bench_client import closed_loop
-from deploy.bench_engine import chat_request
-from deploy.bench_figures import CLIENTS, LOADS, Figures, Rounds
-from deploy.bench_maths import over_rounds, quantile
-from deploy.bench_memory import memory_slope, slices
-from deploy.bench_progress import Tick, progress
-from deploy.bench_report import Report
-from deploy.bench_targets import Service, Target
-from deploy.bench_tokens import tokens_per_second
+from deploy.bench import targets as bench_targets
+from deploy.bench.client import closed_loop
+from deploy.bench.engine import chat_request
+from deploy.bench.figures import CLIENTS, LOADS, Figures, Rounds
+from deploy.bench.maths import over_rounds, quantile
+from deploy.bench.memory import memory_slope, slices
+from deploy.bench.progress import Tick, progress
+from deploy.bench.report import Report
+from deploy.bench.targets import Service, Target
+from deploy.bench.tokens import tokens_per_second
 
 _WARM_UP_SECONDS = 0.5
 _SYNCS = 200

@@ -2,7 +2,7 @@
 
 Pure: scores and a seed in, rankings and marks out. Noise and ties are measured against how much
 the scores of the answers at hand differ, so that any judge will do, whatever its scale. Knows no
-service; deploy/simulate.py sends what comes out of here.
+service; deploy/simulate/run.py sends what comes out of here.
 """
 
 import hashlib

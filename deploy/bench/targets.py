@@ -2,7 +2,7 @@
 
 Each is one worker in front of the same engine on a port of this machine. The gateway runs as it
 does in production, with keys, limits and its log, on a Redis that syncs every write. Everything is
-gone when the `with` block ends. Knows how to start them; deploy/bench_figures.py asks them.
+gone when the `with` block ends. Knows how to start them; deploy/bench/figures.py asks them.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from core.settings import PREFIX
 from deploy.redis_server import redis_command
 
 DIRECT, PASS_THROUGH, LITELLM, GATEWAY = "direct", "pass-through", "litellm", "gateway"
-PEERS = Path(__file__).resolve().parent.parent / ".venv-peers"
+PEERS = Path(__file__).resolve().parents[2] / ".venv-peers"
 _START_SECONDS = 120.0
 _TRIM_SECONDS = 0.25
 _ENGINE = "bench"
@@ -210,7 +210,7 @@ def _redis(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _child(role: str, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "deploy.bench_child", role, *arguments]
+    command = [sys.executable, "-m", "deploy.bench.child", role, *arguments]
     process = subprocess.Popen(wrapped(command), stdin=subprocess.DEVNULL)
     try:
         yield process
