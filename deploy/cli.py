@@ -33,6 +33,7 @@ app.add_typer(cli_policies.app, name="policies")
 
 What = Literal["comparisons", "demonstrations", "prompts"]
 Form = Literal["trl", "argilla", "parquet", "jsonl"]
+Origin = Literal["trl", "open-webui", "langfuse"]
 
 
 def main() -> None:
@@ -207,11 +208,14 @@ def export(
 def import_(
     what: Annotated[What, typer.Option(help="What the file holds.")],
     path: Annotated[Path, typer.Option("--in", help="JSONL, Parquet, or a JSON list.")],
+    origin: Annotated[Origin, typer.Option("--from", help="Whose form it has.")] = "trl",
     tenant: Annotated[str, typer.Option(help="Whose data it becomes.")] = "default",
     state_dir: StateDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Take data in, in the forms of TRL and Argilla or from an export. Twice is the same as once.
+
+    From Open WebUI its feedback export; from Langfuse scores with their traces, also as CSV.
 
     Bad lines are told by number and the rest goes in; then the exit code is 1.
 
@@ -220,7 +224,7 @@ def import_(
     from deploy import cli_data
 
     settings = settings_from(state_dir, redis_url)
-    cli_data.import_(settings, what=what, path=path, tenant=tenant)
+    cli_data.import_(settings, what=what, path=path, tenant=tenant, origin=origin)
 
 
 @app.command()

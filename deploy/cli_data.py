@@ -20,7 +20,8 @@ from feedback import erasure
 from feedback.erasure import Receipt
 from feedback.export import Format, What, read_rows
 from feedback.export_files import write_export
-from feedback.import_data import Import, Summary, import_lines, read_lines
+from feedback.import_data import Import, Summary, import_lines
+from feedback.import_files import Origin, read_lines
 from feedback.pii.record import Plan
 from feedback.pii.worker import PiiWorker
 from learning.ingesting import drain_inbox, erase_here
@@ -93,13 +94,16 @@ def export(
     print(f"{asyncio.run(_with_redis(settings, write))} {what} in {out}")
 
 
-def import_(settings: Settings, *, what: What, path: Path, tenant: str) -> None:
-    """Take data in; each bad line is told. Raises InstructLoopError when there was any.
+def import_(
+    settings: Settings, *, what: What, path: Path, tenant: str, origin: Origin = "trl"
+) -> None:
+    """Take data in, in the form of its origin; each bad line is told.
 
-    With a live worker its ingest filters what came; without one it is done here.
+    With a live worker its ingest filters what came; without one it is done here. Raises
+    InstructLoopError when a line was bad.
     """
-    lines = read_lines(path)
-    summary = asyncio.run(_import(settings, what, path, tenant, lines))
+    lines = read_lines(path, origin)
+    summary = asyncio.run(_import(settings, what, path, tenant, lines, origin))
     counts = summary.counts
     for number, why in summary.bad[:_SHOWN]:
         print(f"line {number}: {why}", file=sys.stderr)
@@ -115,7 +119,12 @@ def import_(settings: Settings, *, what: What, path: Path, tenant: str) -> None:
 
 
 async def _import(
-    settings: Settings, what: What, path: Path, tenant: str, lines: Iterator[tuple[int, object]]
+    settings: Settings,
+    what: What,
+    path: Path,
+    tenant: str,
+    lines: Iterator[tuple[int, object]],
+    origin: Origin,
 ) -> Summary:
     keyring = Keyring(settings.state_dir / "secrets")
     pii = PiiWorker(Plan(recognizers=settings.log.pii_recognizers))
@@ -128,6 +137,7 @@ async def _import(
                     what,
                     make_room=lambda: _make_room(redis, keyring, settings, pii),
                     progress=progress,
+                    origin=origin,
                 )
     finally:
         pii.close()

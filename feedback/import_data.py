@@ -1,19 +1,18 @@
 """Data from elsewhere into the log, through the door that everybody takes.
 
 A prompt or answer becomes a sealed entry of the inbox, whose texts ingest filters; a comparison is
-then a ranking of two such answers, a demonstration a sealed text. Ids are hashes of the content, so
-that a second import changes nothing. Nothing of an erased person comes in again. A line without
-`user` gets a user of its own, so that cap and split do not take a file for one person; without
-`rater` the file is the rater.
+then a ranking of such answers, a thumb a rating of one, a demonstration a sealed text. Ids are
+hashes of the content, so that a second import changes nothing. Nothing of an erased person comes in
+again. A line without `user` gets a user of its own, so that cap and split do not take a file for
+one person; without `rater` the file is the rater. Lines come from import_files.py.
 """
 
 import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import orjson
@@ -27,9 +26,17 @@ from core.settings import Settings
 from feedback import intake, store
 from feedback.entries import IMPORT_KEY_ID, is_hash, user_hash
 from feedback.export import What
+from feedback.import_files import Line, Origin
+from feedback.import_langfuse import langfuse, with_texts_of
+from feedback.import_open_webui import open_webui
 from feedback.imported import Item, parse
 from feedback.intake import Speaker
-from feedback.schemas import DemonstrationRequest, OutputRef, RankingRequest
+from feedback.schemas import (
+    DemonstrationRequest,
+    FeedbackRequest,
+    OutputRef,
+    RankingRequest,
+)
 from feedback.sealing import seal_texts
 from feedback.split import prompt_opening
 from feedback.texts import prompt_json
@@ -37,11 +44,12 @@ from feedback.texts import prompt_json
 VERSION = "imported"
 _BATCH = 200
 _TELL = 100
-_MAX_LINE = 4 * 1024 * 1024
-_MAX_LIST = 256 * 1024 * 1024
-Line = tuple[int, object]
-"""Its number, counted from 1, and the value or the ValueError that says why there is none."""
 Outcome = Literal["imported", "known", "erased"]
+_PARSERS: dict[Origin, Callable[[What, object], Item]] = {
+    "trl": parse,
+    "open-webui": open_webui,
+    "langfuse": langfuse,
+}
 
 
 @dataclass(slots=True)
@@ -65,20 +73,6 @@ class Import:
     """The name of the file."""
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    """Lines of a JSONL or Parquet file, or records of a JSON list. Raises InstructLoopError."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise InstructLoopError(f"{path} cannot be read: {error.strerror}") from None
-    if start == b"PAR1":
-        return _parquet_rows(path)
-    if start.lstrip().startswith(b"["):
-        return _list_items(path)
-    return _json_lines(path)
-
-
 async def import_lines(
     work: Import,
     lines: Iterable[Line],
@@ -86,18 +80,25 @@ async def import_lines(
     *,
     make_room: Callable[[], Awaitable[None]],
     progress: Callable[[int], None],
+    origin: Origin = "trl",
 ) -> Summary:
     """Take in what can be understood; bad lines are told by number and change nothing.
 
-    `make_room` is called between batches: ingest has to keep up. Raises Unavailable.
+    `make_room` is called between batches: ingest has to keep up. Raises Unavailable, and
+    InstructLoopError when this origin has nothing of the kind.
     """
+    if origin != "trl" and what == "demonstrations":
+        raise InstructLoopError(f"{origin} exports no demonstrations: comparisons or prompts")
+    if origin == "langfuse":
+        lines = with_texts_of(lines, what)
+    understood = _PARSERS[origin]
     summary = Summary()
     with redis_errors():
         for count, (number, value) in enumerate(lines, start=1):
             try:
                 if isinstance(value, ValueError):
                     raise value
-                summary.counts[await _take(work, what, parse(what, value))] += 1
+                summary.counts[await _take(work, what, understood(what, value))] += 1
             except (ValueError, InstructLoopError) as error:
                 if isinstance(error, InstructLoopError) and error.status >= 500:
                     raise
@@ -126,7 +127,11 @@ async def _take(work: Import, what: What, item: Item) -> Outcome:
         return await _add_demonstration(work, item, who, user if item.user else "")
     for answer in item.answers:
         await _add_answer(work, item, name, user, answer)
-    return await _add_comparison(work, item, who, user)
+    done = await _add_comparison(work, item, who, user) if len(item.answers) > 1 else "known"
+    if item.thumb or item.comment:
+        rated = await _add_rating(work, item, who, user)
+        return "imported" if "imported" in (done, rated) else "known"
+    return done
 
 
 def _user_of_its_own(work: Import, item: Item) -> str:
@@ -188,11 +193,27 @@ async def _add_answer(
 
 
 async def _add_comparison(work: Import, item: Item, who: Speaker, user: str) -> Outcome:
+    ranks = item.ranking or tuple((at,) for at in range(len(item.answers)))
     refs = [
-        [OutputRef(completion_id=_completion_id(work, item, user, answer))]
-        for answer in item.answers
+        [OutputRef(completion_id=_completion_id(work, item, user, item.answers[at])) for at in rank]
+        for rank in ranks
     ]
     said = intake.ranking(RankingRequest(ranking=refs), who, keyring=work.keyring, now=time.time())
+    if await work.redis.exists(keys.feedback(said.id)):
+        return "known"
+    await store.record(work.redis, said, reply="{}")
+    return "imported"
+
+
+async def _add_rating(work: Import, item: Item, who: Speaker, user: str) -> Outcome:
+    """A thumb on the first answer, and what was said with it, sealed."""
+    body = FeedbackRequest(
+        completion_id=_completion_id(work, item, user, item.answers[0]),
+        thumb=item.thumb,
+        comment=item.comment or None,
+    )
+    sealed = seal_texts({"comment": body.comment}, work.keyring) if body.comment else None
+    said = intake.rating(body, who, keyring=work.keyring, sealed=sealed, now=time.time())
     if await work.redis.exists(keys.feedback(said.id)):
         return "known"
     await store.record(work.redis, said, reply="{}")
@@ -230,49 +251,3 @@ def _completion_id(work: Import, item: Item, user: str, answer: str | None) -> s
 
 def _tag(work: Import, item: Item) -> str:
     return prompt_tag(work.keyring.key("mac"), work.tenant, prompt_json(item.prompt).encode())
-
-
-# --- files ----------------------------------------------------------------------------------
-
-
-def _json_lines(path: Path) -> Iterator[Line]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(_MAX_LINE):
-            number += 1
-            if len(line) == _MAX_LINE and not line.endswith(b"\n"):
-                while rest := file.readline(_MAX_LINE):
-                    if rest.endswith(b"\n"):
-                        break
-                yield number, ValueError(f"it is longer than {_MAX_LINE} bytes")
-            elif line.strip():
-                yield number, _parsed(line)
-
-
-def _parsed(line: bytes) -> object:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return ValueError(f"it is not JSON: {error}")
-
-
-def _list_items(path: Path) -> Iterator[Line]:
-    if path.stat().st_size > _MAX_LIST:
-        raise InstructLoopError(f"{path} is one list of over {_MAX_LIST} bytes: give JSON lines")
-    read = _parsed(path.read_bytes())
-    if isinstance(read, ValueError):
-        raise InstructLoopError(f"{path} is not JSON: one object on each line, or one list")
-    assert isinstance(read, list)
-    yield from enumerate(read, start=1)
-
-
-def _parquet_rows(path: Path) -> Iterator[Line]:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    try:
-        batches = parquet.ParquetFile(path).iter_batches(batch_size=_BATCH)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(rows, start=1)
-    except pa.ArrowInvalid as error:
-        raise InstructLoopError(f"{path} is not a Parquet file: {error}") from None

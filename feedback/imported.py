@@ -1,5 +1,7 @@
 """One line of somebody's data as we understand it: TRL's forms, Argilla's records, our exports.
 
+What other services export is understood in import_open_webui.py and import_langfuse.py.
+
 A prompt is text or a conversation; an answer is text, or a conversation that ends with it; without
 a prompt `chosen` and `rejected` share all but their last message. Pure; import_data.py writes what
 comes out of here. Everything has a bound.
@@ -7,7 +9,7 @@ comes out of here. Everything has a bound.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -16,6 +18,7 @@ from feedback.schemas import DemonstrationRequest
 from feedback.texts import Messages
 
 MAX_TEXT = 200_000
+MAX_COMMENT = 10_000
 _MAX_NAME = 200
 
 
@@ -31,6 +34,11 @@ class Item:
     known_as: str = ""
     """The id that this had in the service it was exported from."""
     created_at: float | None = None
+    ranking: tuple[tuple[int, ...], ...] = ()
+    """Positions into `answers`, best first, an inner one is a tie; empty: as they come."""
+    thumb: Literal["up", "down"] | None = None
+    """Of the first answer, as is the comment."""
+    comment: str = ""
 
 
 def parse(what: What, row: object) -> Item:
@@ -60,6 +68,31 @@ def parse(what: What, row: object) -> Item:
     )
 
 
+def judged(row: Row) -> Item:
+    """An answer with what somebody thinks of it, in our words. Raises ValueError.
+
+    `rivals` are other answers to the prompt: a thumb up is better than all, a thumb down worse.
+    """
+    answer, thumb, comment = _answer(row, "completion"), row.get("thumb"), row.get("comment") or ""
+    if not answer.strip():
+        raise ValueError("its answer has no text")
+    if len(comment) > MAX_COMMENT:
+        raise ValueError(f"its comment is longer than {MAX_COMMENT} characters")
+    rivals = tuple(_answer({"answer": text}, "answer") for text in row.get("rivals", ()))
+    others = tuple(range(1, len(rivals) + 1))
+    order = ((0,), others) if thumb == "up" else (others, (0,))
+    return Item(
+        prompt=_prompt(row["prompt"]),
+        answers=(answer, *rivals),
+        user=_name(row, "user"),
+        rater=_name(row, "rater"),
+        created_at=_moment(row.get("created_at")),
+        ranking=order if rivals else (),
+        thumb=thumb,
+        comment=comment,
+    )
+
+
 def _from_argilla(row: Row) -> Row:
     """Argilla's record as a row; what a person answered counts more than a suggestion."""
     fields, metadata = row["fields"], row.get("metadata") or {}
@@ -78,12 +111,13 @@ def _from_argilla(row: Row) -> Row:
 
 
 def _argilla_answers(row: Row) -> Row:
-    said = {n: v.get("value") for n, v in _object(row, "suggestions").items()}
-    answers = {n: v[0].get("value") for n, v in _object(row, "responses").items() if v}
+    said = {n: v.get("value") for n, v in object_of(row, "suggestions").items()}
+    answers = {n: v[0].get("value") for n, v in object_of(row, "responses").items() if v}
     return said | answers
 
 
-def _object(row: Row, name: str) -> Row:
+def object_of(row: Row, name: str) -> Row:
+    """An object within a row, empty where there is none. Raises ValueError."""
     value = row.get(name) or {}
     if not isinstance(value, dict):
         raise ValueError(f"{name} is not an object")

@@ -10,7 +10,7 @@ import { markdown } from "./markdown.js";
 import { may, needsScope, start } from "./shell.js";
 
 const LOOK_AGAIN = [3, 5, 10, 20, 30];
-const page = { who: null, task: null, open: null, skew: 0, tally: null, busy: false, looks: 0, lookAt: 0, expired: false };
+const page = { who: null, task: null, open: null, skew: 0, tally: null, progress: null, busy: false, looks: 0, lookAt: 0, expired: false };
 
 start((who) => {
   if (!may(who, "label")) return byId("main").replaceChildren(needsScope("label", "Labeling"));
@@ -20,9 +20,20 @@ start((who) => {
   document.addEventListener("keydown", onKey);
   setInterval(tick, 1000);
   next();
+  count();
 });
 
 const tally = () => page.tally.read() ?? { done: 0, skipped: 0 };
+
+/** Ask what this rater has done in all; without an answer the page shows only its own count. */
+async function count() {
+  try {
+    page.progress = await json("GET", "/v1/labeling/progress");
+  } catch { return; }
+  byId("in-all")?.replaceChildren(inAll());
+}
+
+const inAll = () => (page.progress ? `${page.task ? " · " : ""}${page.progress.done_today} done today, ${page.progress.done} in total` : "");
 
 /** Get a task, or say that there is none and look again later. */
 async function next() {
@@ -48,7 +59,7 @@ function waiting(title, text) {
   page.task = null;
   page.lookAt = Date.now() + 1000 * LOOK_AGAIN[Math.min(page.looks, LOOK_AGAIN.length - 1)];
   page.looks += 1;
-  byId("main").replaceChildren(h("section", { class: "card center-card" }, icon("check"), h("h1", {}, title), h("p", {}, text),
+  byId("main").replaceChildren(h("section", { class: "card center-card" }, icon("check"), h("h1", {}, title), h("p", {}, text), h("p", { class: "muted", id: "in-all" }, inAll()),
     h("p", { class: "muted" }, "Looking again in ", h("span", { id: "look" }, "…"), "."),
     h("button", { type: "button", class: "primary", onclick: next }, "Look now")));
   tick();
@@ -100,7 +111,7 @@ function drawSteps() {
   byId("bar").replaceChildren(h("div", { class: "row bar" },
     iconButton("undo", "Undo", undo, { disabled: !canUndo, id: "undo" }),
     h("button", { type: "button", class: "quiet", onclick: skip }, "Skip"),
-    h("span", { class: "muted grow", id: "tally" }, `${done} done${skipped ? `, ${skipped} skipped` : ""} in this session`, work.step === last && missing ? ` · ${missing} not rated yet` : ""),
+    h("span", { class: "muted grow", id: "tally" }, `${done} done${skipped ? `, ${skipped} skipped` : ""} in this session`, work.step === last && missing ? ` · ${missing} not rated yet` : "", h("span", { id: "in-all" }, inAll())),
     work.step > 0 ? h("button", { type: "button", class: "quiet", onclick: () => go(-1) }, "Back") : null, forward));
 }
 
@@ -186,6 +197,7 @@ function finished({ done = 0, skipped = 0 }) {
   page.task = null;
   announce(done ? "Recorded. Thank you." : "Skipped.");
   next();
+  count();
 }
 
 async function skip() {

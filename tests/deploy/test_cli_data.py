@@ -8,10 +8,12 @@ import time
 import pytest
 
 from core import keys, loop
+from core.errors import InstructLoopError
 from core.keyring import Keyring
 from core.redis_client import connect
 from core.settings import Settings
-from deploy import cli
+from deploy import cli, cli_data
+from feedback import store
 from tests.feedback.test_snapshot import World
 
 
@@ -104,6 +106,24 @@ def test_an_export_is_imported_elsewhere(run, use, state_dir):
     (back,) = map(json.loads, again.read_text().splitlines())
     same = ("prompt", "chosen", "rejected", "user", "rater")
     assert {n: back[n] for n in same} == {n: row[n] for n in same}
+
+
+def test_scores_of_langfuse_are_imported_and_bad_ones_told(redis_server, state_dir, use, capsys):
+    score = {"id": "s1", "traceId": "t1", "name": "thumb", "value": 1, "dataType": "BOOLEAN"}
+    good = score | {"input": "Name a river.", "output": "Elbe"}
+    path = state_dir / "scores.json"
+    path.write_text(json.dumps([good, score]))
+    settings = Settings(state_dir=state_dir, redis_url=redis_server.url)
+    for told in ("1 imported, 0 known before", "0 imported, 1 known before"):
+        with pytest.raises(InstructLoopError, match="1 lines of"):
+            cli_data.import_(
+                settings, what="comparisons", path=path, tenant="acme", origin="langfuse"
+            )
+        said = capsys.readouterr()
+        assert said.out == f"{told}, 0 of erased people, 1 bad\n"
+        assert "line 2: what it is about is not in the file" in said.err
+    (kept,) = use(lambda world: store.get_all(world.redis))
+    assert (kept.kind, kept.thumb, kept.tenant) == ("rating", "up", "acme")
 
 
 def test_bad_usage_and_files_that_are_not_there(run, state_dir):

@@ -11,7 +11,8 @@ from feedback import erasure, store
 from feedback.erasing import erase_what_is_due
 from feedback.export import FORMATS, read_rows
 from feedback.export_files import write_export
-from feedback.import_data import Import, import_lines, read_lines
+from feedback.import_data import Import, import_lines
+from feedback.import_files import read_lines
 from feedback.imported import MAX_TEXT, parse
 from feedback.ingest import ingest_batch
 from tests.feedback.factory import EmailFilter, api_key

@@ -66,6 +66,7 @@ async def test_a_task_is_done_by_keyboard_alone(visit, gateway, redis):
     page = await rater.open("/label")
     await expect(page.get_by_text("Training task")).to_be_visible()
     await expect(page.get_by_text("Helpfulness comes first.").first).to_be_visible()
+    await expect(page.locator("#in-all")).to_have_text(" · 0 done today, 0 in total")
     await rater.accessible()
     names = inside(await read_answers(page))
     await page.locator("#answer-name").focus()
@@ -105,6 +106,7 @@ async def test_a_task_is_done_by_keyboard_alone(visit, gateway, redis):
     await page.keyboard.press("Control+Enter")
     await expect(page.get_by_role("heading", name="No task for you now")).to_be_visible()
     await expect(page.get_by_text("You have done 1 in this session")).to_be_visible()
+    await expect(page.locator("#in-all")).to_have_text("1 done today, 1 in total")
     await rater.accessible()
 
     answer = await the_answer(redis)
