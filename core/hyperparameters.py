@@ -60,7 +60,7 @@ class RewardModelSettings(Group):
 class PolicySettings(Group):
     """PPO-ptx: equation 2 of the paper and how it is optimised (appendix C.4)."""
 
-    iterations: int = Field(12, ge=1)
+    iterations: int = Field(6, ge=1)
     """Rollouts, each followed by its updates."""
     prompts_per_iteration: int = Field(16, ge=1)
     """Prompts in one iteration."""
@@ -70,9 +70,9 @@ class PolicySettings(Group):
     """Optimiser steps in one pass over an iteration."""
     inner_epochs: int = Field(1, ge=1)
     """Passes over one iteration."""
-    learning_rate: float = Field(1e-4, ge=0.0)
+    learning_rate: float = Field(6e-5, ge=0.0)
     """Peak of the schedule."""
-    warmup_iterations: int = Field(2, ge=0)
+    warmup_iterations: int = Field(1, ge=0)
     """The rate climbs from a tenth of its peak over this many iterations."""
     value_learning_rate: float = Field(1e-4, ge=0.0)
     """Of the value model, constant."""
@@ -125,7 +125,7 @@ class PolicySettings(Group):
     """Largest decay of the weight average (the paper has 0.992)."""
     token_budget: int = Field(1024, ge=64)
     """Tokens in one packed row; memory grows with it."""
-    checkpoint_every: int = Field(6, ge=1)
+    checkpoint_every: int = Field(3, ge=1)
     """Iterations between checkpoints."""
 
 
