@@ -21,7 +21,7 @@ test: ## every test, with real Redis, Celery, vLLM and Chromium
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) $(ARGS)
 
-check: ## the inner loop: lint, types, fast tests (under two minutes)
+check: ## the inner loop: lint, types, and all tests but the slow ones
 	@deploy/install.sh test
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) -m "not slow" $(ARGS)
