@@ -4,16 +4,13 @@ HTTP only: schemas.py says what a body may be, intake.py what it means, store.py
 Raw text is sealed before it leaves this file; ingest opens it, filters it and throws it away.
 """
 
-import base64
 import time
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from core import metrics
 from core.errors import NotFound
-from core.keyring import Keyring
 from core.records import Feedback
 from feedback import intake, store
 from feedback.edge import (
@@ -34,6 +31,7 @@ from feedback.schemas import (
     RankingRequest,
     Recorded,
 )
+from feedback.sealing import seal_texts
 
 router = APIRouter(prefix="/v1", tags=["feedback"], route_class=OurErrors, responses=ERRORS)
 
@@ -44,7 +42,7 @@ async def post_feedback(
 ) -> Response:
     """A thumb, a rating, flags, a comment or a signal; the rater's next word on it replaces it."""
     door = enter(request, "feedback", "label")
-    sealed = _sealed(door.keyring, {"comment": body.comment}) if body.comment else None
+    sealed = seal_texts({"comment": body.comment}, door.keyring) if body.comment else None
     feedback = intake.rating(
         body,
         _speaker(door, body.rater, request),
@@ -80,7 +78,7 @@ async def post_demonstration(
         body,
         _speaker(door, body.rater, request),
         keyring=door.keyring,
-        sealed=_sealed(door.keyring, text),
+        sealed=seal_texts(text, door.keyring),
         now=time.time(),
     )
     return await _record(door, feedback, once(door, request, idempotency_key, body))
@@ -123,10 +121,6 @@ def _speaker(door: Door, rater: str | None, request: Request) -> intake.Speaker:
         settings=door.settings.feedback,
         signed_in=not {"authorization", "x-api-key"} & set(request.headers),
     )
-
-
-def _sealed(keyring: Keyring, text: dict[str, Any]) -> str:
-    return base64.b64encode(keyring.seal(orjson.dumps(text))).decode()
 
 
 async def _record(door: Door, feedback: Feedback, idempotency: store.Once | None) -> Response:
