@@ -66,17 +66,17 @@ install_lock() {
     echo "$sum" >"$stamp"
 }
 
-install_browser() {
-    command -v chromium >/dev/null 2>&1 && return
-    hint="Chromium is needed for the tests: run  apt-get install chromium  as root"
+install_tool() { # COMMAND PACKAGE: what the tests drive and Debian has
+    command -v "$1" >/dev/null 2>&1 && return
+    hint="$1 is needed for the tests: run  apt-get install $2  as root"
     [ "$(id -u)" = 0 ] || fail "$hint"
-    echo "instructloop: installing Chromium for the tests (once) ..."
-    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; } >>$log 2>&1 ||
+    echo "instructloop: installing $2 for the tests (once) ..."
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends "$2"; } >>$log 2>&1 ||
         fail "$hint (this attempt failed, see $log)"
 }
 
 make_venv
 [ "$what" = peers ] && { install_lock $peers_lock; exit 0; }
 install_lock $runtime_lock
-[ "$what" = test ] && { install_lock $test_lock; install_browser; }
+[ "$what" = test ] && { install_lock $test_lock; install_tool chromium chromium; install_tool promtool prometheus; }
 exit 0

@@ -28,13 +28,16 @@ from core.settings import PREFIX, Settings
 from core.versions import weights_sha256
 from deploy.demo.service import free_port, label_keys
 from deploy.demo.traffic import Traffic, flowing
+from deploy.monitoring.panels import BOARDS
 from deploy.simulate.judges import load_judge
 from deploy.simulate.prompt_sets import Prompt
 from deploy.simulate.run import collect, vote_tasks
 from tests.conftest import eventually
+from tests.loop.prometheus_server import Prometheus, prometheus
 from tests.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ALERTS = Path(__file__).resolve().parents[2] / "helm" / "instructloop" / "files" / "alerts.yml"
 
 SMALL = {
     "PROMOTION": "manual",
@@ -139,8 +142,16 @@ async def ask(client: httpx.AsyncClient) -> httpx.Response:
     return await client.post("/v1/chat/completions", json=body)
 
 
-async def test_the_loop_turns_once(service):
+async def test_the_loop_turns_once(service, tmp_path):
     judge = load_judge("brevity")
+    target = service.url.removeprefix("http://")
+    with prometheus(tmp_path / "prometheus", target=target, key=service.key, rules=ALERTS) as watch:
+        await _turn_once(service, judge)
+        await eventually(lambda: watch.ask("instructloop_policy_win_rate"), seconds=20)
+        _check_dashboards_and_alerts(watch)
+
+
+async def _turn_once(service: Service, judge) -> None:
     async with service.client() as client:
         first = (await ask(client)).raise_for_status()
         assert first.headers["x-policy-version"] == "v0000"
@@ -161,6 +172,34 @@ async def test_the_loop_turns_once(service):
         _check_card(card, run)
         await _swap_under_traffic(client, service)
         await _refuse_a_broken_version(client, service)
+
+
+NOTHING_YET = {
+    # no canary was tried, nothing was dropped, and nobody showed up twice for one task
+    "Completions not logged",
+    "Canary evidence",
+    "Canary users",
+    "Personal data hidden",
+    "Attestations",
+    "Agreement",
+}
+"""Panels whose metrics this story does not move; the others must show something."""
+
+
+def _check_dashboards_and_alerts(watch: Prometheus) -> None:
+    """Every query is understood and shows something; every rule evaluates without an error."""
+    empty = set()
+    for panel in [panel for board in BOARDS for panel in board.panels]:
+        for legend, query in panel.queries.items():
+            assert watch.ask(panel.expressions[legend]), panel.title
+            if not watch.ask(query):
+                empty.add(panel.title)
+    assert empty <= NOTHING_YET
+    rules = watch.rules()
+    assert len(rules) == ALERTS.read_text().count("expr:")
+    assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
+    firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}
+    assert firing <= {"InstructLoopSwapFailed"}  # a broken version was refused
 
 
 async def _learn(client: httpx.AsyncClient, service: Service, judge) -> dict:

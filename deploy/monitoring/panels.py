@@ -1,0 +1,333 @@
+"""What the dashboards show: every panel's question, query and unit, as data.
+
+dashboards.py turns this into Grafana's JSON; tests ask a real Prometheus every query.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["graph", "number", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One question, the queries that answer it (legend to expression), and what to make of it."""
+
+    title: str
+    queries: dict[str, str]
+    unit: str
+    meaning: str
+    kind: Kind = "graph"
+
+    @property
+    def expressions(self) -> dict[str, str]:
+        """The queries, each 0 where there is nothing yet."""
+        return {legend: f"{query} or on() vector(0)" for legend, query in self.queries.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A dashboard: rows of panels, from the most asked to the least."""
+
+    uid: str
+    title: str
+    rows: dict[str, tuple[Panel, ...]]
+
+    @property
+    def panels(self) -> list[Panel]:
+        """All panels, in order."""
+        return [panel for panels in self.rows.values() for panel in panels]
+
+
+def _rate(metric: str, *, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}[5m]))"
+
+
+def _quantile(share: float, metric: str, window: str = "5m") -> str:
+    buckets = f"sum by (le) (rate({metric}_bucket[{window}]))"
+    return f"histogram_quantile({share}, {buckets})"
+
+
+def _quantiles(metric: str, window: str = "5m") -> dict[str, str]:
+    return {
+        "median": _quantile(0.5, metric, window),
+        "95 of 100": _quantile(0.95, metric, window),
+        "99 of 100": _quantile(0.99, metric, window),
+    }
+
+
+def _mean(metric: str, *, by: str, window: str) -> str:
+    total, number = (
+        f"sum by ({by}) (rate({metric}_{part}[{window}]))" for part in ("sum", "count")
+    )
+    return f"{total} / clamp_min({number}, 1e-12)"
+
+
+def _gauge(metric: str) -> str:
+    return f"max({metric})"
+
+
+_SERVING = (
+    Panel(
+        "Requests",
+        {"{{route}} {{status}}": _rate("instructloop_requests_total", by="route, status")},
+        "reqps",
+        "Answered requests by route and status. 5xx are ours, 4xx the clients'.",
+    ),
+    Panel(
+        "Errors",
+        {
+            "5xx": 'sum(rate(instructloop_requests_total{status=~"5.."}[5m])) '
+            "/ clamp_min(sum(rate(instructloop_requests_total[5m])), 1e-9)"
+        },
+        "percentunit",
+        "Share of requests that failed on our side. The objective is one in a thousand.",
+    ),
+    Panel(
+        "Time to first token",
+        _quantiles("instructloop_time_to_first_token_seconds"),
+        "s",
+        "What a person waits for before text appears. Grows with load and long prompts.",
+    ),
+    Panel(
+        "What the gateway adds",
+        _quantiles("instructloop_gateway_overhead_seconds"),
+        "s",
+        "Time of a completion that is not the engine's. Grows when Redis or its disk is slow.",
+    ),
+    Panel(
+        "Tokens",
+        {
+            "{{kind}} {{policy_version}}": _rate(
+                "instructloop_tokens_total", by="kind, policy_version"
+            )
+        },
+        "short",
+        "Tokens a second, read and written, by the version that answered.",
+    ),
+    Panel(
+        "In flight",
+        {"completions": _gauge("instructloop_in_flight_requests")},
+        "short",
+        "Completions being answered now. Flat at the limit means that clients get 503.",
+    ),
+)
+_REPLICAS = (
+    Panel(
+        "Replicas",
+        {"{{version}} {{state}}": "sum by (version, state) (instructloop_replicas)"},
+        "short",
+        "Engines by the version they serve and their state.",
+    ),
+    Panel(
+        "Live version",
+        {"{{version}}": "instructloop_policy_version_info == 1"},
+        "short",
+        "The version that every replica should serve.",
+        "table",
+    ),
+    Panel(
+        "Swaps",
+        {"{{outcome}}": "sum by (outcome) (increase(instructloop_swaps_total[1h]))"},
+        "short",
+        "Weights exchanged in running engines in an hour, by how that ended.",
+    ),
+    Panel(
+        "Pause of a swap",
+        _quantiles("instructloop_swap_pause_seconds", "1h"),
+        "s",
+        "How long generation stood still. Requests wait, none fails.",
+    ),
+    Panel(
+        "Attestations",
+        {"{{outcome}}": "sum by (outcome) (increase(instructloop_attestations_total[1h]))"},
+        "short",
+        "Proofs that a replica holds the weights of its version. A mismatch is an alarm.",
+    ),
+)
+_STORES = (
+    Panel(
+        "Redis",
+        {"up": "min(instructloop_redis_up)"},
+        "short",
+        "0 when some process cannot reach Redis: completions flow, feedback gets 503.",
+        "number",
+    ),
+    Panel(
+        "Log backlog",
+        {"entries": _gauge("instructloop_log_backlog")},
+        "short",
+        "Completions that wait to be filtered and recorded.",
+    ),
+    Panel(
+        "Completions not logged",
+        {"{{reason}}": _rate("instructloop_logs_dropped_total", by="reason")},
+        "short",
+        "Answers that were given and will never be rated. Should be nothing.",
+    ),
+)
+
+SERVICE = Board(
+    "instructloop-service",
+    "InstructLoop: service",
+    {"Completions": _SERVING, "Engines": _REPLICAS, "Stores": _STORES},
+)
+
+LOOP = Board(
+    "instructloop-loop",
+    "InstructLoop: the loop",
+    {
+        "What comes in": (
+            Panel(
+                "Prompts",
+                {"{{outcome}}": _rate("instructloop_prompts_total", by="outcome")},
+                "short",
+                "Logged prompts, and why others do not count: cap, duplicate, opt-out, filter.",
+            ),
+            Panel(
+                "Feedback",
+                {"{{kind}}": _rate("instructloop_feedback_total", by="kind")},
+                "short",
+                "Thumbs, ratings, rankings and demonstrations a second.",
+            ),
+            Panel(
+                "Personal data hidden",
+                {"{{kind}}": _rate("instructloop_pii_entities_total", by="kind")},
+                "short",
+                "Items replaced by placeholders, by kind.",
+            ),
+            Panel(
+                "Quarantine",
+                {
+                    "texts": _gauge("instructloop_quarantine_texts"),
+                    "oldest, hours": "max(instructloop_quarantine_oldest_seconds) / 3600 ",
+                },
+                "short",
+                "Texts that the filter could not clear; encrypted, retried.",
+            ),
+        ),
+        "What comes out": (
+            Panel(
+                "Win rate",
+                {"{{version}} against {{against}}": "instructloop_policy_win_rate"},
+                "percentunit",
+                "How often people preferred a version over another, by the gate's votes.",
+            ),
+            Panel(
+                "Stages that ended",
+                {
+                    "{{stage}} {{outcome}}": "sum by (stage, outcome) "
+                    "(increase(instructloop_learning_runs_total[1d]))"
+                },
+                "short",
+                "Stages of rounds in a day, by outcome.",
+            ),
+            Panel(
+                "Canary evidence",
+                {"{{signal}} {{side}}": "instructloop_canary_evidence"},
+                "short",
+                "E-values: 100 against the canary rolls it back, 20 for it promotes.",
+            ),
+            Panel(
+                "Canary users",
+                {"{{cohort}}": "instructloop_canary_users"},
+                "short",
+                "Users in each cohort. Their ratio should be the share that was set.",
+            ),
+        ),
+    },
+)
+
+LEARNING = Board(
+    "instructloop-learning",
+    "InstructLoop: learning",
+    {
+        "Now": (
+            Panel(
+                "Progress",
+                {"{{stage}}": "max by (stage) (instructloop_learning_stage_progress)"},
+                "percentunit",
+                "How far each stage of the current round is.",
+            ),
+            Panel(
+                "Time of a stage",
+                {
+                    "{{stage}}": _mean(
+                        "instructloop_learning_stage_seconds", by="stage", window="1d"
+                    )
+                },
+                "s",
+                "Mean time of a stage over a day.",
+            ),
+        ),
+        "Reward model": (
+            Panel(
+                "Accuracy",
+                {"{{split}}": "max by (split) (instructloop_reward_model_accuracy)"},
+                "percentunit",
+                "Share of held-out pairs in people's order. Half is chance; PPO needs .65.",
+            ),
+        ),
+        "PPO": (
+            Panel(
+                "Reward",
+                {"score": _gauge("instructloop_ppo_reward")},
+                "short",
+                "Mean score of the newest answers. It rises; if votes do not, see reward hacking.",
+            ),
+            Panel(
+                "KL from the anchor",
+                {"nats": _gauge("instructloop_ppo_kl")},
+                "short",
+                "How far the policy is from where it began, in nats for each answer.",
+            ),
+            Panel(
+                "Clipped",
+                {"share": _gauge("instructloop_ppo_clip_fraction")},
+                "percentunit",
+                "Share of tokens whose ratio left its bounds. Over a third: steps are too large.",
+            ),
+            Panel(
+                "Entropy",
+                {"nats": _gauge("instructloop_ppo_entropy")},
+                "short",
+                "Nats for each token. A fall towards 0 means that it says one thing only.",
+            ),
+            Panel(
+                "Loss on plain text",
+                {"nats": _gauge("instructloop_ppo_ptx_loss")},
+                "short",
+                "On the pretraining mix. A rise means that it forgets.",
+            ),
+        ),
+    },
+)
+
+RATERS = Board(
+    "instructloop-raters",
+    "InstructLoop: raters",
+    {
+        "Labeling": (
+            Panel(
+                "Tasks",
+                {"{{state}}": "sum by (state) (instructloop_labeling_tasks)"},
+                "short",
+                "Ranking tasks by state.",
+            ),
+            Panel(
+                "Agreement",
+                {"pairs": _gauge("instructloop_rater_agreement")},
+                "percentunit",
+                "Share of pairs that two raters put in one order. The paper's raters: 73 %.",
+            ),
+            Panel(
+                "Feedback by kind",
+                {"{{kind}}": "sum by (kind) (increase(instructloop_feedback_total[1h]))"},
+                "short",
+                "What was said in an hour.",
+            ),
+        ),
+    },
+)
+
+BOARDS = (SERVICE, LOOP, LEARNING, RATERS)
