@@ -16,7 +16,7 @@ from contextlib import suppress
 from core import keys, registry
 from core.errors import Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
 from core.records import ApiKey, KeyLimits, Scope
-from core.redis_client import Redis, redis_errors
+from core.redis_client import Redis, redis_errors, script
 
 REFRESH_SECONDS = 1.0
 _FRESH_SECONDS = 3 * REFRESH_SECONDS
@@ -35,10 +35,12 @@ async def create_key(
     expires_at: float | None = None,
     trains: bool = True,
     limits: KeyLimits | None = None,
+    who: str = "",
 ) -> tuple[ApiKey, str]:
     """Make a key; returns it with its secret, which is kept nowhere.
 
-    `expires_at` is in seconds since the epoch; `limits` take the place of those of the settings.
+    `expires_at` is in seconds since the epoch; `limits` take the place of those of the settings;
+    `who` makes it, for the audit log.
     Raises Unprocessable without a scope.
     """
     if not scopes:
@@ -56,10 +58,8 @@ async def create_key(
             trains=trains,
             limits=limits,
         )
-        if await redis.hsetnx(keys.api_keys(), key.id, key.model_dump_json(exclude_none=True)):
-            break
-    await registry.record(redis, "key created", key=key.id, scopes=" ".join(key.scopes))
-    return key, secret
+        if await _save(redis, key, "key created", before=b"", scopes=" ".join(scopes), who=who):
+            return key, secret
 
 
 async def list_keys(redis: Redis) -> list[ApiKey]:
@@ -68,17 +68,29 @@ async def list_keys(redis: Redis) -> list[ApiKey]:
     return sorted(map(ApiKey.model_validate_json, raw.values()), key=lambda key: key.created_at)
 
 
-async def revoke_key(redis: Redis, key_id: str) -> ApiKey:
+async def revoke_key(redis: Redis, key_id: str, *, who: str = "") -> ApiKey:
     """Refuse this key from now on, everywhere within two seconds. Raises NotFound."""
-    raw = await redis.hget(keys.api_keys(), key_id)
-    if raw is None:
-        raise NotFound(f"no key {key_id}: `instructloop keys list` shows them")
-    key = ApiKey.model_validate_json(raw)
-    if key.revoked_at is None:
+    while True:
+        raw = await redis.hget(keys.api_keys(), key_id)
+        if raw is None:
+            raise NotFound(f"no key {key_id}: `instructloop keys list` shows them")
+        key = ApiKey.model_validate_json(raw)
+        if key.revoked_at is not None:
+            return key
         key = key.model_copy(update={"revoked_at": time.time()})
-        await redis.hset(keys.api_keys(), key_id, key.model_dump_json(exclude_none=True))
-        await registry.record(redis, "key revoked", key=key.id)
-    return key
+        if await _save(redis, key, "key revoked", before=raw, who=who):
+            return key
+
+
+async def _save(redis: Redis, key: ApiKey, action: str, *, before: bytes, **details: str) -> bool:
+    """Write a key and its entry of the audit log in one step; False when it has changed."""
+    said = {name: text for name, text in details.items() if text}
+    entry = registry.audit_entry(action, key=key.id, **said)
+    text = key.model_dump_json(exclude_none=True)
+    done = await script(
+        redis, "save_key", [keys.api_keys(), keys.audit()], [key.id, before, text, entry]
+    )
+    return bool(done)
 
 
 def digest_of(secret: str) -> str:

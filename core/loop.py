@@ -150,7 +150,7 @@ def ended(run: Run, outcome: Outcome, reason: str, *, now: float) -> Run:
 # --- the brakes -----------------------------------------------------------------------------
 
 
-async def cancel(redis: Redis, run_id: str) -> Run:
+async def cancel(redis: Redis, run_id: str, *, who: str = "") -> Run:
     """Stop a run. The worker that holds it obeys within seconds; without one it ends here.
 
     Raises NotFound, and Conflict when the run is over.
@@ -158,8 +158,7 @@ async def cancel(redis: Redis, run_id: str) -> Run:
     run = await get_run(redis, run_id)
     if run.finished_at is not None:
         raise Conflict(f"{run_id} is over already: {run.outcome}")
-    await redis.hset(keys.loop(), "cancel", run_id)
-    await registry.record(redis, "run cancelled", run=run_id)
+    await _brake(redis, "cancel", run_id, "run cancelled", run=run_id, who=who)
     if not await worker_alive(redis):
         await _cancel_here(redis, run_id)
     return await get_run(redis, run_id)
@@ -178,16 +177,23 @@ async def _cancel_here(redis: Redis, run_id: str) -> None:
         await lease.drop(redis, token)
 
 
-async def pause(redis: Redis) -> None:
+async def pause(redis: Redis, *, who: str = "") -> None:
     """No new run from now on; the current one goes on."""
-    await redis.hset(keys.loop(), "paused", "1")
-    await registry.record(redis, "loop paused")
+    await _brake(redis, "paused", "1", "loop paused", who=who)
 
 
-async def resume(redis: Redis) -> None:
+async def resume(redis: Redis, *, who: str = "") -> None:
     """Allow new runs again."""
-    await redis.hset(keys.loop(), "paused", "0")
-    await registry.record(redis, "loop resumed")
+    await _brake(redis, "paused", "0", "loop resumed", who=who)
+
+
+async def _brake(redis: Redis, name: str, value: str, action: str, **details: str) -> None:
+    """Write a field of the loop and who did it, in one step."""
+    said = {field: text for field, text in details.items() if text}
+    async with redis.pipeline(transaction=True) as step:
+        step.hset(keys.loop(), name, value)
+        step.xadd(keys.audit(), {"entry": registry.audit_entry(action, **said)})
+        await step.execute()
 
 
 async def is_paused(redis: Redis) -> bool:

@@ -7,7 +7,7 @@ target, every probe and erasure is an entry of the audit log. Holds no weights a
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,25 +44,38 @@ async def next_version(redis: Redis) -> str:
     return version_name(int(await redis.incr(keys.policy_next())) - 1)
 
 
-async def publish(redis: Redis, card: Card, *, fencing_token: int) -> None:
-    """Register a version whose folder is complete.
+async def publish(redis: Redis, card: Card, *, fencing_token: int, prefix: str = "") -> None:
+    """Register a version whose folder is complete, and the prefix under which it is kept, too.
 
     Raises LeaseLost when another worker has taken over since; then nothing is registered.
     """
     outcome = await script(
         redis,
         "publish_policy",
-        [keys.fence(), keys.policies(), keys.policy(card.version), keys.audit()],
+        [
+            keys.fence(),
+            keys.policies(),
+            keys.policy(card.version),
+            keys.audit(),
+            keys.policy_prefixes(),
+        ],
         [
             str(fencing_token),
             card.version,
             int(card.version[1:]),
             card.model_dump_json(),
             audit_entry("published", version=card.version, kind=card.kind),
+            prefix,
         ],
     )
     if outcome == 0:
         raise LeaseLost(f"another worker took over: {card.version} was not registered")
+
+
+async def prefix(redis: Redis, version: str) -> str:
+    """Where a version is kept under `policies_url`; "" if nowhere."""
+    raw = await redis.hget(keys.policy_prefixes(), version)
+    return raw.decode() if raw else ""
 
 
 async def cards(redis: Redis) -> list[Card]:
@@ -113,6 +126,7 @@ async def _set_target(
             keys.audit(),
             keys.quarantined(),
             keys.collected(),
+            keys.canary(),
         ],
         [version, audit_entry(action, who=who, why=why), action, expected],
     )
@@ -136,19 +150,28 @@ async def _set_target(
 
 async def quarantine(redis: Redis, version: str, *, why: str) -> None:
     """No engine may load this version again; the reason is kept."""
-    await redis.hset(keys.quarantined(), version, why)
-    await record(redis, "quarantined", version=version, why=why)
+    async with redis.pipeline(transaction=True) as step:
+        step.hset(keys.quarantined(), version, why)
+        step.xadd(keys.audit(), {"entry": audit_entry("quarantined", version=version, why=why)})
+        await step.execute()
 
 
 async def collect(redis: Redis, version: str) -> bool:
-    """Note that a version's weights are about to be removed; False when it is the target.
+    """Note that a version's weights are about to be removed: it cannot be promoted any more.
 
-    From now on it cannot be promoted; its card and history stay.
+    False when it is live, what a roll back would make live, or in a canary that is on.
     """
     noted = await script(
         redis,
         "collect_policy",
-        [keys.target(), keys.collected(), keys.audit()],
+        [
+            keys.target(),
+            keys.collected(),
+            keys.audit(),
+            keys.target_history(),
+            keys.quarantined(),
+            keys.canary(),
+        ],
         [version, timestamp(), audit_entry("weights removed", version=version)],
     )
     return bool(noted)
@@ -171,11 +194,31 @@ def audit_entry(action: str, **details: str) -> str:
 
 async def history(redis: Redis, version: str | None = None) -> list[dict[str, Any]]:
     """The audit log, oldest first; of one version when given."""
-    entries = [_entry(fields) for _, fields in await redis.xrange(keys.audit())]
+    entries = [stream_entry(fields) for _, fields in await redis.xrange(keys.audit())]
     return [e for e in entries if version is None or version in _versions_of(e)]
 
 
-def _entry(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+async def probes(
+    redis: Redis, version: str, known: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, str]:
+    """When each replica last proved to serve a version, by name; `known` is its history.
+
+    Proofs at intervals are kept beside the audit log, which tells only of loads.
+    """
+    found = {
+        str(entry["replica"]): str(entry["at"])
+        for entry in known
+        if entry["action"] == "probed" and "replica" in entry
+    }
+    raw = await redis.hgetall(keys.probes(version))
+    for name, at in raw.items():
+        replica = name.decode()
+        found[replica] = max(found.get(replica, ""), at.decode())
+    return dict(sorted(found.items()))
+
+
+def stream_entry(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """An entry of the audit log as a script has written it."""
     entry: dict[str, Any] = json.loads(fields[b"entry"])
     for name in ("from", "to"):
         if value := fields.get(name.encode()):

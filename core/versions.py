@@ -12,16 +12,20 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from core import lineage
 from core.engine.checkpoint import check_finite, check_same_layout, read_layout
 from core.errors import CorruptVersion
 from core.records import Card
 from core.registry import card_bytes
 
+BESIDE = frozenset({"card.json", lineage.FILE})
+"""Files of a version that have a proof of their own: a signature, a Merkle root."""
+
 
 def weights_sha256(folder: Path) -> str:
-    """One hash over names and contents of all files of a version but its card."""
+    """One hash over names and contents of all files of a version but its card and its lineage."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != "card.json"):
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name not in BESIDE):
         digest.update(path.name.encode() + b"\x00")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -14,7 +14,7 @@ from core.auth import create_key, list_keys, revoke_key
 from core.records import ApiKey, KeyLimits, Scope
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
-from deploy.options import RedisUrl, StateDir, settings_from
+from deploy.options import RedisUrl, StateDir, caller, settings_from
 from deploy.terminal import listing, show
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -140,6 +140,7 @@ async def _create(
                 scopes=tuple(scopes),
                 expires_at=expires_at,
                 limits=limits if limits != KeyLimits() else None,
+                who=caller(),
             )
 
 
@@ -152,4 +153,4 @@ async def _list(settings: Settings) -> list[ApiKey]:
 async def _revoke(settings: Settings, key_id: str) -> None:
     async with connect(redis_url(settings)) as redis:
         with redis_errors():
-            await revoke_key(redis, key_id)
+            await revoke_key(redis, key_id, who=caller())

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from core.errors import InstructLoopError, NotFound
 from core.records import Run
 from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
-from deploy.options import RedisUrl, StateDir, settings_from
+from deploy.options import RedisUrl, StateDir, caller, settings_from
 from deploy.terminal import listing, show
 from learning.rounds import stages_named
 from learning.runner import run_inline
@@ -45,7 +46,7 @@ def pause(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
 
     Example: instructloop loop pause
     """
-    with_redis(settings_from(state_dir, redis_url), loop.pause)
+    with_redis(settings_from(state_dir, redis_url), partial(loop.pause, who=caller()))
     print("paused: no new round starts")
 
 
@@ -55,7 +56,7 @@ def resume(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
 
     Example: instructloop loop resume
     """
-    with_redis(settings_from(state_dir, redis_url), loop.resume)
+    with_redis(settings_from(state_dir, redis_url), partial(loop.resume, who=caller()))
     print("resumed")
 
 
@@ -84,7 +85,7 @@ def cancel(run: str, state_dir: StateDir = None, redis_url: RedisUrl = None) -> 
     """
 
     async def act(redis: Redis) -> None:
-        await loop.cancel(redis, run)
+        await loop.cancel(redis, run, who=caller())
 
     with_redis(settings_from(state_dir, redis_url), act)
     print(f"cancelled {run}")

@@ -1,5 +1,6 @@
 """The two options that every sub-command takes, and how options become settings."""
 
+import getpass
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,11 @@ def override(name: str, value: object) -> None:
     """An option given on the command line overrides the nested setting, here and in children."""
     if value is not None:
         os.environ[PREFIX + name] = str(value)
+
+
+def caller() -> str:
+    """Who runs this command, for the audit log."""
+    return f"{getpass.getuser()} (command line)"
 
 
 def read_admin_key(settings: Settings) -> str:
