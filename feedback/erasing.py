@@ -1,10 +1,10 @@
 """The erasure of a person, done: step by step, each of which may be killed and is done again.
 
-Steps: the log outside Redis, sealed entries, tokens, feedback, labeling, completions, files of
-training, Redis's own file, the receipt. What is left of a person is a tombstone, the receipt and
-the audit log, all by keyed hash. Whoever calls holds the ingest lease, so that nothing is recorded
-meanwhile and no two do it. The log outside Redis is read again from where this Redis had read it:
-after a restore from a backup everybody who was erased since is erased again.
+Steps: the log outside Redis, sealed entries, tokens, feedback, labeling, completions, the archive,
+files of training, Redis's own file, the receipt. What is left of a person is a tombstone, the
+receipt and the audit log, all by keyed hash. Whoever calls holds the ingest lease, so that nothing
+is recorded meanwhile and no two do it. The log outside Redis is read again from where this Redis
+had read it: after a restore from a backup everybody who was erased since is erased again.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core import keys
-from core.errors import NotFound
+from core.errors import ArchiveBroken, NotFound
 from core.keyring import Keyring
 from core.redis_client import Redis, redis_errors, rewrite_file, script
 from core.registry import audit_entry
@@ -26,7 +26,12 @@ from core.settings import Settings
 from feedback import erasure
 from feedback.erasure import Job
 from feedback.erasure_files import erase_files
-from feedback.erasure_records import collect_tokens, erase_completions, erase_sealed
+from feedback.erasure_records import (
+    collect_tokens,
+    erase_archived,
+    erase_completions,
+    erase_sealed,
+)
 from feedback.erasure_said import erase_feedback, erase_tasks
 
 FILE = "erasures.log"
@@ -72,6 +77,9 @@ async def _advance_or_say_why_not(work: Erasing, erasure_id: str) -> bool:
     """One that cannot go on (a file that cannot be read) holds up neither others nor ingest."""
     try:
         return await _advance(work, erasure_id)
+    except ArchiveBroken as error:
+        _log.error("%s cannot go on, it is tried again: %s", erasure_id, error.message)
+        return False
     except (OSError, ValueError, NotFound) as error:
         _log.error("%s cannot go on, it is tried again: %s", erasure_id, type(error).__name__)
         return False
@@ -179,6 +187,10 @@ async def _completions(work: Erasing, job: Job) -> bool:
     return True
 
 
+async def _archive(work: Erasing, job: Job) -> bool:
+    return await erase_archived(work.redis, job)
+
+
 async def _files(work: Erasing, job: Job) -> bool:
     return await erase_files(work.redis, work.settings.state_dir, job)
 
@@ -202,6 +214,7 @@ _STEPS: dict[str, Step] = {
     "feedback": _feedback,
     "labeling": _tasks,
     "completions": _completions,
+    "archive": _archive,
     "files": _files,
     "redis file": _rewrite,
 }

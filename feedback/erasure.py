@@ -18,6 +18,7 @@ from core.auth import list_keys
 from core.errors import Conflict, NotFound
 from core.keyring import Keyring
 from core.redis_client import Redis, redis_errors, script
+from core.registry import audit_entry
 from feedback.entries import IMPORT_KEY_ID
 
 _ATTEMPTS = 20
@@ -99,11 +100,13 @@ async def open_job(redis: Redis, *, new: str, user: str, at: int, fields: Mappin
             known = raw.decode() if raw else ""
             erasure_id = known or new
             flat = [text for pair in fields.items() for text in pair]
+            about = {"erasure": erasure_id, "user": user, "tenant": fields["tenant"]}
+            entry = audit_entry("erasure begun", **about)
             done = await script(
                 redis,
                 "begin_erasure",
-                [keys.tombstones(), keys.erasures_open(), keys.erasure(erasure_id)],
-                [user, erasure_id, known, at, *flat],
+                [keys.tombstones(), keys.erasures_open(), keys.erasure(erasure_id), keys.audit()],
+                [user, erasure_id, known, at, entry, *flat],
             )
             if done:
                 return erasure_id

@@ -147,7 +147,7 @@ def _clean_run(run: Path, person: Person, *, held: bool) -> None:
         kept = [line for line in lines if not _theirs(json.loads(line), person)]
         if len(kept) < len(lines):
             _replace_text(path, "".join(kept))
-    left = (*run.glob("*/checkpoint"), *run.glob("*/out.partial*")) if held else ()
+    left = (*run.glob("*/checkpoint*"), *run.glob("*/out.partial*")) if held else ()
     for path in left:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -15,13 +15,18 @@ from core.records import Completion
 from core.redis_client import Redis, script
 from core.settings import LogSettings
 from feedback import store
+from feedback.archive_files import Rest
+from feedback.archive_manifest import Told
+from feedback.compaction import drop_doubles, remove_rows
 from feedback.entries import user_hash
 from feedback.erasure import Job
 from feedback.ingest import GROUP
+from feedback.openings import all_buckets, opening_member, opening_score, openings_key
 from feedback.quarantine import PROMPT
 from feedback.split import prompt_opening
 
 _BATCH = 500
+_NO_OPENING = "0" * 32
 _PAGE = 200
 
 
@@ -51,8 +56,8 @@ async def erase_sealed(redis: Redis, keyring: Keyring, job: Job) -> None:
 
 async def collect_tokens(redis: Redis, job: Job) -> None:
     """The tokens of this user's completions that are as old as the tombstone."""
-    known = [raw.decode() for raw in await redis.smembers(keys.user_completions(job.user))]
-    for batch in _batches(known):
+    known = await store.tokens_of_users(redis, [job.user])
+    for batch in _batches(sorted(known)):
         found = await store.completions(redis, batch)
         gone = [t for t in batch if t not in found or found[t].created_at * 1000 <= job.at]
         if gone:
@@ -60,9 +65,10 @@ async def collect_tokens(redis: Redis, job: Job) -> None:
 
 
 async def erase_completions(redis: Redis, keyring: Keyring, log: LogSettings, job: Job) -> None:
-    """The records, the prompts among them, and what points to either."""
+    """The records in Redis, the prompts among them, and what points to either."""
     tokens = [raw.decode() for raw in await redis.smembers(keys.erasure_tokens(job.id))]
-    stray: set[bytes] = set()
+    await drop_doubles(redis, tokens)
+    stray: set[int] = set()
     for batch in _batches(tokens):
         found = await store.completions(redis, batch)
         stray |= await _without_known_opening(redis, keyring, log, list(found.values()))
@@ -73,14 +79,27 @@ async def erase_completions(redis: Redis, keyring: Keyring, log: LogSettings, jo
         async with redis.pipeline(transaction=False) as step:
             for token in batch:
                 record = found.get(token)
-                opening = _opening(keyring, log, record) if record else ""
-                await _erase_completion(step, token, keys.prompt_prefix(opening), job)
+                opening = _opening(keyring, log, record) if record else _NO_OPENING
+                score = _score(record) if record else 0
+                await _erase_completion(step, token, opening, score, job)
+            step.hdel(keys.disagreement(), *batch)
             await step.execute()
-    if not await redis.exists(keys.user_completions(job.user)):
+
+
+async def erase_archived(redis: Redis, job: Job) -> bool:
+    """The rows of the archive; the files are written anew without them. False: do it again."""
+    tokens = {raw.decode() for raw in await redis.smembers(keys.erasure_tokens(job.id))}
+
+    def tell(_: str, rest: Rest) -> Told:
+        return Told(prompts=-rest.counted, job_id=job.id, removed=len(rest.removed))
+
+    done = await remove_rows(redis, tokens, tell=tell)
+    if done and not await store.tokens_of_users(redis, [job.user]):
         await redis.srem(keys.users(), job.user)
+    return done
 
 
-async def _erase_completion(step: Redis, token: str, prefix: str, job: Job) -> None:
+async def _erase_completion(step: Redis, token: str, opening: str, score: int, job: Job) -> None:
     await script(
         step,
         "erase_completion",
@@ -90,34 +109,46 @@ async def _erase_completion(step: Redis, token: str, prefix: str, job: Job) -> N
             keys.user_prompts(job.user),
             keys.user_completions(job.user),
             keys.feedback_of(token),
-            prefix,
+            openings_key(opening),
             keys.counts(),
             keys.erasure(job.id),
+            keys.logged(),
         ],
-        [token],
+        [token, opening_member(opening), score],
     )
 
 
 async def _without_known_opening(
     redis: Redis, keyring: Keyring, log: LogSettings, records: Sequence[Completion]
-) -> set[bytes]:
-    """Tokens of prompts whose opening was hashed before the filter changed it."""
+) -> set[int]:
+    """Scores of prompts whose opening was hashed before the filter changed it."""
     counted = [record for record in records if record.counted]
-    names = [keys.prompt_prefix(_opening(keyring, log, record)) for record in counted]
-    owners = await redis.mget(names) if names else []
-    tokens = [record.token.encode() for record in counted]
-    return {t for t, owner in zip(tokens, owners, strict=True) if t != owner}
+    async with redis.pipeline(transaction=False) as step:
+        for record in counted:
+            opening = _opening(keyring, log, record)
+            step.zscore(openings_key(opening), opening_member(opening))
+        owners = await step.execute()
+    scores = [_score(record) for record in counted]
+    return {s for s, owner in zip(scores, owners, strict=True) if owner is None or s != int(owner)}
 
 
-async def _forget_openings(redis: Redis, tokens: set[bytes]) -> None:
-    names: list[bytes] = []
-    async for name in redis.scan_iter(match=keys.prompt_prefix("*"), count=2 * _BATCH):
-        names.append(name)
-    for batch in (names[start : start + _BATCH] for start in range(0, len(names), _BATCH)):
-        owners = await redis.mget(batch)
-        gone = [name for name, owner in zip(batch, owners, strict=True) if owner in tokens]
-        if gone:
-            await redis.delete(*gone)
+async def _forget_openings(redis: Redis, scores: set[int]) -> None:
+    """Look through all openings for those of these prompts."""
+    for names in _batches(all_buckets()):
+        async with redis.pipeline(transaction=False) as step:
+            for name in names:
+                step.zrange(name, 0, -1, withscores=True)
+            found = await step.execute()
+        async with redis.pipeline(transaction=False) as step:
+            for name, members in zip(names, found, strict=True):
+                gone = [member for member, score in members if int(score) in scores]
+                if gone:
+                    step.zrem(name, *gone)
+            await step.execute()
+
+
+def _score(record: Completion) -> int:
+    return opening_score(record.token, int(record.created_at * 1000))
 
 
 def _opening(keyring: Keyring, log: LogSettings, record: Completion) -> str:

@@ -47,6 +47,17 @@ async def erase_feedback_about(redis: Redis, token: str) -> None:
     await redis.delete(keys.feedback_of(token))
 
 
+async def remove_feedback(redis: Redis, raws: Sequence[bytes]) -> int:
+    """Remove records that are still as they were read; how many. The totals go on counting them."""
+    async with redis.pipeline(transaction=False) as step:
+        for raw in raws:
+            said = Feedback.model_validate_json(raw)
+            await _replace_said(step, raw, said, None, None, comparisons=0, number=0)
+            step.hdel(keys.held_decisions(), said.id)
+        replies = await step.execute()
+    return sum(replies[::2])
+
+
 def without(said: Feedback, job: Job | None, tokens: Collection[str]) -> Feedback | None:
     """What may stay of a piece of feedback; None when nothing may."""
     theirs = job is not None and bool({said.rater, said.user} & {job.user, *job.raters})
@@ -142,7 +153,22 @@ async def _erase_all(
 async def _erase_one(
     step: Redis, raw: bytes, old: Feedback, new: Feedback | None, job: Job | None
 ) -> None:
-    before = store.num_comparisons(old)
+    change = (store.num_comparisons(new) if new else 0) - store.num_comparisons(old)
+    number = 0 if new or old.withdrawn else -1
+    await _replace_said(step, raw, old, new, job, comparisons=change, number=number)
+
+
+async def _replace_said(
+    step: Redis,
+    raw: bytes,
+    old: Feedback,
+    new: Feedback | None,
+    job: Job | None,
+    *,
+    comparisons: int,
+    number: int,
+) -> None:
+    """The script that puts `new` in the place of `old`, and changes the totals by so much."""
     await script(
         step,
         "erase_said",
@@ -157,10 +183,10 @@ async def _erase_one(
             old.id,
             old.id,
             "feedback" if job else "",
-            (store.num_comparisons(new) if new else 0) - before,
+            comparisons,
             1,
             store.COUNTS[old.kind],
-            0 if new or old.withdrawn else -1,
+            number,
             *old.used_in,
         ],
     )

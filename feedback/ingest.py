@@ -25,6 +25,7 @@ from feedback import quarantine
 from feedback.entries import Entry, bare_record, entry_texts, user_hash, with_clear_texts
 from feedback.erasure import erased_until
 from feedback.erasure_said import erase_feedback_about
+from feedback.openings import opening_member, openings_key, owner_mark
 from feedback.pii.worker import PiiFailed
 from feedback.quarantine import PROMPT
 from feedback.sealed_texts import PiiFilter, Texts, filter_waiting_text, filter_waiting_texts
@@ -202,10 +203,11 @@ async def _add_record(work: Ingest, step: Redis, delivery: Delivery, *, num_user
             keys.prompts(),
             keys.user_prompts(user),
             keys.user_completions(user),
-            keys.prompt_prefix(digest),
+            openings_key(digest),
             keys.users(),
             keys.counts(),
             keys.tombstones(),
+            keys.logged(),
         ],
         [
             delivery.entry_id,
@@ -219,6 +221,8 @@ async def _add_record(work: Ingest, step: Redis, delivery: Delivery, *, num_user
             work.log.prompts_per_user,
             "1" if entry.trains and not opted_out else "0",
             _outcome(completion, opted_out=opted_out),
+            opening_member(digest),
+            owner_mark(entry.token),
         ],
     )
 

@@ -18,13 +18,16 @@ from core.redis_client import Redis, redis_errors
 from core.registry import timestamp
 from core.settings import LogSettings, Settings
 from feedback import store
+from feedback.archive import prompts_since
 from feedback.dataset import Gathered, Manifest, assemble
+from feedback.held_answers import hold_back_answers
 from feedback.holding import hold_back
 from feedback.pii.second_look import second_look
 from feedback.raters import observe_agreement, verdicts
 from feedback.split import prompt_opening
 from feedback.tables import Table, write_tables
 from feedback.texts import Messages
+from feedback.unranked import further_answers
 
 __all__ = ["Manifest", "gather", "read_manifest", "write_snapshot"]
 _DAY_SECONDS = 86_400
@@ -35,13 +38,15 @@ async def write_snapshot(
 ) -> Manifest:
     """Write the folder `target`; an existing one is replaced. Raises Unavailable.
 
-    Files: manifest.json, and as Parquet rankings, ratings, demonstrations, prompts (columns in
-    tables.py) and fates, which says what became of each piece of feedback.
+    Files: manifest.json, and as Parquet rankings, ratings, demonstrations, prompts, unranked
+    prompts with their answers (columns in tables.py), and fates, which says what became of each
+    piece of feedback.
     """
     moment = time.time() if now is None else now
     gathered = await gather(redis, settings.log, now=moment)
     feedback = await hold_back(redis, gathered.feedback, gathered.completions, settings.feedback)
-    gathered = replace(gathered, feedback=feedback)
+    tasks = await hold_back_answers(redis, gathered.tasks, settings.feedback)
+    gathered = replace(gathered, feedback=feedback, tasks=tasks)
     observe_agreement(
         verdicts(
             gathered.tasks, gathered.feedback, gathered.completions, settings=settings.feedback
@@ -72,15 +77,19 @@ async def gather(redis: Redis, log: LogSettings, *, now: float) -> Gathered:
         comparisons = await redis.hget(keys.counts(), "comparisons")
         num_users = int(await redis.scard(keys.users()))
         since = int((now - log.window_days * _DAY_SECONDS) * 1000)
-        counted = await redis.zrangebyscore(keys.prompts(), since, "+inf")
+        counted = await redis.zrangebyscore(keys.prompts(), since, "+inf", withscores=True)
         task_ids = await redis.zrange(keys.labeling_open("training"), 0, -1)
         tasks = [await redis.get(keys.labeling_task(i.decode())) for i in task_ids]
     feedback = await store.get_all(redis)
-    prompt_tokens = [token.decode() for token in counted]
+    moments = await prompts_since(redis, since) | {t.decode(): int(at) for t, at in counted}
+    prompt_tokens = sorted(moments, key=lambda token: (moments[token], token))
     about = {output.token for said in feedback for output in said.outputs}
+    completions = await store.completions(redis, sorted(about.union(prompt_tokens)))
+    with redis_errors():
+        completions |= await further_answers(redis, prompt_tokens, completions)
     return Gathered(
         feedback=feedback,
-        completions=await store.completions(redis, sorted(about.union(prompt_tokens))),
+        completions=completions,
         prompt_tokens=prompt_tokens,
         tasks=[LabelingTask.model_validate_json(raw) for raw in tasks if raw],
         num_users=num_users,

@@ -5,13 +5,15 @@ has it on disk before it answers. Knows nothing of HTTP. intake.py makes the rec
 snapshot.py read them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from core import keys
 from core.errors import Conflict, NotFound, Unprocessable
 from core.records import Completion, Feedback, FeedbackKind
-from core.redis_client import Redis, redis_errors, script
+from core.redis_client import Batches, Redis, redis_errors, script
+from feedback.archive import archived, known_tokens, tokens_of
 
 COUNTS: dict[FeedbackKind, str] = {
     "rating": "ratings",
@@ -42,41 +44,17 @@ class Receipt:
 
 
 async def record(
-    redis: Redis, feedback: Feedback, *, reply: str, once: Once | None = None
+    redis: Redis | Batches, feedback: Feedback, *, reply: str, once: Once | None = None
 ) -> Receipt:
     """Write what a rater says; a second word about the same thing replaces the first.
 
+    With `Batches` it goes to Redis together with what others say at the time.
     A repeated Idempotency-Key gives the first reply and writes nothing. Raises Conflict when that
     key came with another request, Unprocessable when the answer had broken off, Unavailable.
     """
-    head, rest = _head_and_rest(feedback)
-    tokens = sorted({output.token for output in feedback.outputs})
+    run = redis.script if isinstance(redis, Batches) else partial(script, redis)
     with redis_errors():
-        status, text = await script(
-            redis,
-            "record_feedback",
-            [
-                keys.feedback(feedback.id),
-                keys.feedback_index(),
-                keys.feedback_text(),
-                keys.quarantine(),
-                keys.counts(),
-                once.key if once else keys.idempotency(""),
-                *(keys.feedback_of(token) for token in tokens),
-                *(keys.completion(token) for token in tokens),
-            ],
-            [
-                feedback.id,
-                head,
-                rest,
-                int(feedback.updated_at * 1000),
-                COUNTS[feedback.kind],
-                "1" if feedback.sealed else "0",
-                once.digest if once else "",
-                once.seconds if once else 0,
-                reply,
-            ],
-        )
+        status, text = await run("record_feedback", *script_call(feedback, reply=reply, once=once))
     match status:
         case b"recorded":
             return Receipt(reply, text.decode() or "unknown")
@@ -89,6 +67,37 @@ async def record(
                 f"this answer broke off ({text.decode()}): it takes no feedback",
                 param="completion_id",
             )
+
+
+def script_call(
+    feedback: Feedback, *, reply: str, once: Once | None
+) -> tuple[list[str], list[str | bytes | int | float]]:
+    """Keys and arguments of core/lua/record_feedback.lua."""
+    head, rest = _head_and_rest(feedback)
+    tokens = sorted({output.token for output in feedback.outputs})
+    names = [
+        keys.feedback(feedback.id),
+        keys.feedback_index(),
+        keys.feedback_text(),
+        keys.quarantine(),
+        keys.counts(),
+        once.key if once else keys.idempotency(""),
+        keys.archive_broken(),
+        *(keys.feedback_of(token) for token in tokens),
+        *(keys.completion(token) for token in tokens),
+    ]
+    return names, [
+        feedback.id,
+        head,
+        rest,
+        int(feedback.updated_at * 1000),
+        COUNTS[feedback.kind],
+        "1" if feedback.sealed else "0",
+        once.digest if once else "",
+        once.seconds if once else 0,
+        reply,
+        *tokens,
+    ]
 
 
 async def get(redis: Redis, feedback_id: str) -> Feedback:
@@ -114,10 +123,32 @@ async def get_all(redis: Redis) -> list[Feedback]:
 
 
 async def completions(redis: Redis, tokens: Iterable[str]) -> dict[str, Completion]:
-    """Those of the logged completions that exist, by token."""
-    raw = await _read(redis, [keys.completion(token) for token in tokens])
-    found = [Completion.model_validate_json(text) for text in raw if text]
-    return {completion.token: completion for completion in found}
+    """Those of the logged completions that exist, in Redis or in the archive, by token.
+
+    Raises ArchiveBroken, Unavailable.
+    """
+    wanted = list(tokens)
+    raw = await _read(redis, [keys.completion(token) for token in wanted])
+    here = [Completion.model_validate_json(text) for text in raw if text]
+    found = {completion.token: completion for completion in here}
+    missing = [token for token in wanted if token not in found]
+    return found | await archived(redis, missing) if missing else found
+
+
+async def is_logged(redis: Redis, token: str) -> bool:
+    """Whether a completion is kept, in Redis or the archive. Raises ArchiveBroken, Unavailable."""
+    with redis_errors():
+        here = bool(await redis.exists(keys.completion(token)))
+    return here or bool(await known_tokens(redis, [token]))
+
+
+async def tokens_of_users(redis: Redis, users: Collection[str]) -> set[str]:
+    """What is kept of some users, in Redis or in the archive. Raises ArchiveBroken, Unavailable."""
+    if not users:
+        return set()
+    with redis_errors():
+        raw = await redis.sunion([keys.user_completions(user) for user in users])
+    return {token.decode() for token in raw} | (await tokens_of(redis, users)).keys()
 
 
 async def withdraw(redis: Redis, feedback_id: str, *, now: float) -> None:

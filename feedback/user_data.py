@@ -85,7 +85,7 @@ async def read_page(
     if cursor and not (kind == "completion" or (kind == "given" and position.isdecimal())):
         raise Unprocessable("cursor: take it from `next` of the page before", param="cursor")
     with redis_errors():
-        tokens = sorted(raw.decode() for raw in await redis.smembers(keys.user_completions(digest)))
+        tokens = sorted(await store.tokens_of_users(redis, [digest]))
         counts = {
             "completions": len(tokens),
             "prompts": int(await redis.zcard(keys.user_prompts(digest))),

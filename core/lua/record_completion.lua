@@ -1,9 +1,11 @@
 -- Record a completion and take it out of the inbox (or out of quarantine): both or neither.
--- KEYS: inbox, quarantine, completion, prompts, user-prompts, user-completions, prompt-prefix,
---       users, counts, tombstones
+-- KEYS: inbox, quarantine, completion, prompts, user-prompts, user-completions, openings,
+--       users, counts, tombstones, logged
 -- ARGV: entry id ('' when it comes from quarantine), group, name in quarantine,
 --       record without its last brace, token, user, milliseconds of the prompt, of the window,
---       cap, '1' if the prompt may count, outcome if it counts or may not
+--       cap, '1' if the prompt may count, outcome if it counts or may not, digest of its opening,
+--       mark of its owner: a number under 4096
+-- An opening's score is milliseconds * 4096 + mark: by it its owner is known again.
 -- Returns the outcome, 'known' when it was recorded before, 'gone' when somebody else took it,
 -- 'erased' when its user was erased since: it is dropped.
 local taken
@@ -24,19 +26,23 @@ if ARGV[10] == '1' then
   local since = string.format('(%.0f', now - window)
   if redis.call('ZCOUNT', KEYS[5], since, '+inf') >= tonumber(ARGV[9]) then
     outcome = 'over_user_cap'
-  elseif redis.call('EXISTS', KEYS[7]) == 1 then
+  elseif tonumber(redis.call('ZSCORE', KEYS[7], ARGV[12]) or '-1') >= (now - window) * 4096 then
     outcome = 'duplicate'
   else
     counted = true
     redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', string.format('%.0f', now - window))
-    redis.call('ZADD', KEYS[5], ARGV[7], ARGV[5])
+    redis.call('ZADD', KEYS[5], ARGV[7], string.sub(ARGV[5], -12))  -- of a token's MAC: enough
     redis.call('ZADD', KEYS[4], ARGV[7], ARGV[5])
-    redis.call('SET', KEYS[7], ARGV[5], 'PX', ARGV[8])
+    redis.call('PEXPIRE', KEYS[5], ARGV[8])
+    redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', string.format('(%.0f', (now - window) * 4096))
+    redis.call('ZADD', KEYS[7], string.format('%.0f', now * 4096 + tonumber(ARGV[13])), ARGV[12])
+    redis.call('PEXPIRE', KEYS[7], ARGV[8])
     redis.call('HINCRBY', KEYS[9], 'prompts', 1)
   end
 end
 redis.call('SET', KEYS[3], ARGV[4] .. ',"counted":' .. tostring(counted)
   .. ',"outcome":"' .. outcome .. '"}')
+redis.call('ZADD', KEYS[11], ARGV[7], ARGV[5])
 redis.call('SADD', KEYS[6], ARGV[5])
 redis.call('SADD', KEYS[8], ARGV[6])
 return outcome
