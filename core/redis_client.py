@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,9 @@ SCHEMA_VERSION = "1"
 MAX_CONNECTIONS = 64
 """More calls at one time wait for a connection, as long as a command may take."""
 _LOOK_SECONDS = 0.05
+_BATCH = 128
 __all__ = [
+    "Batches",
     "Line",
     "Redis",
     "check_redis",
@@ -199,6 +202,109 @@ class Line:
     async def _call(self, *command: str | bytes | int | float) -> Any:
         await self._connection.send_command(*command)
         return await self._connection.read_response()
+
+
+class Batches:
+    """One connection for many callers who run scripts that may run twice.
+
+    What is asked while a batch is on its way goes with the next one, so that Redis syncs its file
+    once for all of it, and what a shared client does around every command is done once. Replies
+    come when Redis has answered: nobody is told anything earlier.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        pool = client.connection_pool
+        self._connection = pool.connection_class(**pool.connection_kwargs)
+        self._waiting: list[_Call] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def script(
+        self, name: str, key_names: list[str], args: list[str | bytes | int | float]
+    ) -> Any:
+        """Like `script`. A connection that Redis has closed meanwhile is opened again, once."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Call(name, (len(key_names), *key_names, *args), answer))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+        return await answer
+
+    async def close(self) -> None:
+        """End, once everything that was asked is answered; another call would begin again."""
+        if self._sending is not None:
+            await self._sending
+        await self._connection.disconnect()
+
+    async def _send(self) -> None:
+        while self._waiting:
+            calls, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+            try:
+                await self._exchange(calls)
+            except (redis.RedisError, OSError) as error:
+                # those behind them need not find out one batch after the other
+                behind, self._waiting = self._waiting, []
+                for call in behind:
+                    call.fail(error)
+                for call in calls:
+                    call.fail(error)
+            finally:  # whatever the reason is, nobody waits for ever
+                for call in calls:
+                    call.fail(redis.ConnectionError("the batch was broken off"))
+
+    async def _exchange(self, calls: Sequence["_Call"]) -> None:
+        """Answer them all. Raises what the connection does."""
+        kept = self._connection.is_connected
+        try:
+            return await self._once(calls)
+        except redis.ConnectionError:
+            if not kept:
+                raise
+        await self._once([call for call in calls if not call.answer.done()])
+
+    async def _once(self, calls: Sequence["_Call"]) -> None:
+        unknown = await self._run(
+            calls, [("EVALSHA", _digest(call.name), *call.command) for call in calls]
+        )
+        await self._run(unknown, [("EVAL", _source(call.name), *call.command) for call in unknown])
+
+    async def _run(
+        self, calls: Sequence["_Call"], commands: Sequence[tuple[str | bytes | int | float, ...]]
+    ) -> list["_Call"]:
+        """Send the commands, give out the answers; returns calls whose script Redis lacks."""
+        unknown: list[_Call] = []
+        if not calls:
+            return unknown
+        try:
+            await self._connection.send_packed_command(self._connection.pack_commands(commands))
+            for call in calls:
+                try:
+                    said = await self._connection.read_response()
+                except redis.exceptions.NoScriptError:
+                    unknown.append(call)
+                except redis.ResponseError as error:
+                    call.fail(error)
+                else:
+                    call.succeed(said)
+        except BaseException:  # answers may be left in the line: nobody may read them as theirs
+            await self._connection.disconnect(nowait=True)
+            raise
+        return unknown
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A script that somebody waits for."""
+
+    name: str
+    command: tuple[str | bytes | int | float, ...]
+    answer: "asyncio.Future[Any]"
+
+    def succeed(self, said: Any) -> None:
+        if not self.answer.done():  # whoever asked may have gone
+            self.answer.set_result(said)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 async def check_redis(client: Redis) -> list[str]:

@@ -15,6 +15,7 @@ from core.records import Feedback
 from feedback import intake, store
 from feedback.edge import (
     ERRORS,
+    DirectRoute,
     Door,
     IdempotencyKey,
     OurErrors,
@@ -34,9 +35,10 @@ from feedback.schemas import (
 from feedback.sealing import seal_texts
 
 router = APIRouter(prefix="/v1", tags=["feedback"], route_class=OurErrors, responses=ERRORS)
+said = APIRouter(route_class=DirectRoute)
 
 
-@router.post("/feedback", status_code=201, response_model=Recorded)
+@said.post("/feedback", status_code=201, response_model=Recorded)
 async def post_feedback(
     request: Request, body: FeedbackRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -53,7 +55,7 @@ async def post_feedback(
     return await _record(door, feedback, once(door, request, idempotency_key, body))
 
 
-@router.post("/rankings", status_code=201, response_model=Recorded)
+@said.post("/rankings", status_code=201, response_model=Recorded)
 async def post_ranking(
     request: Request, body: RankingRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -65,7 +67,7 @@ async def post_ranking(
     return await _record(door, feedback, once(door, request, idempotency_key, body))
 
 
-@router.post("/demonstrations", status_code=201, response_model=Recorded)
+@said.post("/demonstrations", status_code=201, response_model=Recorded)
 async def post_demonstration(
     request: Request, body: DemonstrationRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -114,17 +116,18 @@ async def delete_feedback(request: Request, feedback_id: str) -> Recorded:
 
 def _speaker(door: Door, rater: str | None, request: Request) -> intake.Speaker:
     """A request without a key of its own came from a signed-in page."""
+    sent = {name for name, _ in request.scope["headers"]}
     return intake.speaker(
         door.key,
         rater,
         keyring=door.keyring,
         settings=door.settings.feedback,
-        signed_in=not {"authorization", "x-api-key"} & set(request.headers),
+        signed_in=not {b"authorization", b"x-api-key"} & sent,
     )
 
 
 async def _record(door: Door, feedback: Feedback, idempotency: store.Once | None) -> Response:
-    done = await store.record(door.redis, feedback, reply=receipt(feedback.id), once=idempotency)
+    done = await store.record(door.writes, feedback, reply=receipt(feedback.id), once=idempotency)
     if done.version is not None:
         metrics.FEEDBACK.labels(feedback.signal or feedback.kind, done.version).inc()
     return created(done.reply)
@@ -137,3 +140,6 @@ async def _own(door: Door, feedback_id: str) -> Feedback:
     if feedback.tenant != door.key.tenant or (only_rater and feedback.key_id != door.key.id):
         raise NotFound("no such feedback")
     return feedback
+
+
+router.include_router(said)

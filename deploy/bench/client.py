@@ -84,7 +84,7 @@ async def open_loop(target: str, request: bytes, *, per_second: float, seconds: 
     free = [await _connect(target) for _ in range(_READY_CONNECTIONS)]
     due: asyncio.Queue[float | None] = asyncio.Queue()
     pacer = threading.Thread(
-        target=_pace,
+        target=pace,
         args=(asyncio.get_running_loop(), due, timetable(per_second, seconds)),
         daemon=True,
     )
@@ -109,7 +109,7 @@ async def open_loop(target: str, request: bytes, *, per_second: float, seconds: 
     return found
 
 
-def _pace(
+def pace(
     loop: asyncio.AbstractEventLoop, due: "asyncio.Queue[float | None]", moments: Sequence[float]
 ) -> None:
     """Say when each request is due, from a thread: a loop's own timers are a millisecond coarse."""

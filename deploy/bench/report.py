@@ -78,12 +78,12 @@ class Report:
             "machine": {"processors": os.cpu_count(), "python": platform.python_version()},
             "seconds": self.seconds,
             "rounds": len(self.rounds[GATEWAY]),
-            "disk_sync_ms": _plain(self.disk_sync_ms),
-            "figures": {name: _plain(of) for name, of in summary(self.rounds).items()},
-            "added": {name: _plain(of) for name, of in added(self.rounds).items()},
+            "disk_sync_ms": plain(self.disk_sync_ms),
+            "figures": {name: plain(of) for name, of in summary(self.rounds).items()},
+            "added": {name: plain(of) for name, of in added(self.rounds).items()},
             "ratios": self.ratios(),
             "memory_mib_per_100k": self.memory_mib_per_100k,
-            "tokens_per_second": None if self.tokens is None else _plain(self.tokens),
+            "tokens_per_second": None if self.tokens is None else plain(self.tokens),
             "aims": [{**asdict(aim), "met": aim.met} for aim in self.aims()],
         }
 
@@ -93,17 +93,17 @@ class Report:
         return Group(
             _table("measured: median (lowest-highest round)", summary(self.rounds)),
             _table("added to the engine", added(self.rounds)),
-            f"a synced write to this disk takes {_cell(sync['p50'])} ms, p99 {_cell(sync['p99'])}",
+            f"a synced write to this disk takes {cell(sync['p50'])} ms, p99 {cell(sync['p99'])}",
             _ratios_table(self.ratios()),
             *self._options(),
-            _aims_table(self.aims()),
+            aims_table(self.aims()),
         )
 
     def _options(self) -> Iterator[str]:
         if self.memory_mib_per_100k is not None:
             yield f"memory: {self.memory_mib_per_100k:+.2f} MiB in 100,000 requests"
         if self.tokens is not None:
-            named = ", ".join(f"{name} {_cell(of)}" for name, of in self.tokens.items())
+            named = ", ".join(f"{name} {cell(of)}" for name, of in self.tokens.items())
             yield f"tokens/s of vLLM at 32 clients: {named}"
 
 
@@ -135,7 +135,7 @@ def _table(title: str, figures: dict[str, dict[str, Spread]]) -> Table:
     known = next(iter(figures.values()))
     for name, label in LABELS.items():
         if name in known:
-            table.add_row(label, *[_cell(of[name]) for of in figures.values()])
+            table.add_row(label, *[cell(of[name]) for of in figures.values()])
     return table
 
 
@@ -148,7 +148,8 @@ def _ratios_table(of_peers: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def _aims_table(aims: list[Aim]) -> Table:
+def aims_table(aims: list[Aim]) -> Table:
+    """Each aim beside what was found."""
     table = Table("aim", "bound", "found", "")
     for aim in aims:
         bound = f"{'at most' if aim.at_most else 'at least'} {aim.aim:g}"
@@ -156,10 +157,12 @@ def _aims_table(aims: list[Aim]) -> Table:
     return table
 
 
-def _cell(of: Spread) -> str:
+def cell(of: Spread) -> str:
+    """A figure for people: the median, and its extremes."""
     digits = 0 if of.median >= 100 else 2
     return f"{of.median:.{digits}f} ({of.low:.{digits}f}-{of.high:.{digits}f})"
 
 
-def _plain(figures: dict[str, Spread]) -> dict[str, dict[str, float]]:
+def plain(figures: dict[str, Spread]) -> dict[str, dict[str, float]]:
+    """Figures for programs."""
     return {name: asdict(of) for name, of in figures.items()}

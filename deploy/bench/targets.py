@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from core import keys
 from core.auth import create_key
 from core.errors import StartError, Unavailable
 from core.process import wrapped
-from core.records import Replica
+from core.records import ApiKey, KeyLimits, Replica, Scope
 from core.redis_client import Redis, connect, local_redis_url, redis_errors
 from core.settings import PREFIX
 from deploy.redis_server import redis_command
@@ -75,17 +75,17 @@ def folder_in(state_dir: Path) -> Iterator[Path]:
 @contextmanager
 def instant_engine() -> Iterator[Target]:
     """The engine that answers at once."""
-    port = _free_port()
-    with _child("engine", str(port)) as process:
-        yield _listening(DIRECT, port, process)
+    port = free_port()
+    with child("engine", str(port)) as process:
+        yield listening(DIRECT, port, process)
 
 
 @contextmanager
 def pass_through(engine: Target) -> Iterator[Target]:
     """What Starlette and aiohttp cost: neither keys nor log."""
-    port = _free_port()
-    with _child("bare", engine.address, str(port)) as process:
-        yield _listening(PASS_THROUGH, port, process)
+    port = free_port()
+    with child("bare", engine.address, str(port)) as process:
+        yield listening(PASS_THROUGH, port, process)
 
 
 @contextmanager
@@ -97,14 +97,14 @@ def service(folder: Path, engine_url: str, *, redis_url: str | None = None) -> I
     with ExitStack() as stack:
         if redis_url is None:
             url = stack.enter_context(_redis(folder))
-            secret = asyncio.run(_prepare(url, engine_url))
+            _, secret = asyncio.run(prepare(url, engine_url))
         else:
             url = redis_url
-            secret = asyncio.run(_prepare(url, engine_url))
+            _, secret = asyncio.run(prepare(url, engine_url))
             stack.callback(lambda: asyncio.run(_leave_empty(url)))
-        port = _free_port()
-        process = stack.enter_context(_child("gateway", str(folder), url, str(port)))
-        yield Service(_listening(GATEWAY, port, process), url, secret)
+        port = free_port()
+        process = stack.enter_context(child("gateway", str(folder), url, str(port)))
+        yield Service(listening(GATEWAY, port, process), url, secret)
 
 
 def litellm_missing() -> str | None:
@@ -117,7 +117,7 @@ def litellm_missing() -> str | None:
 @contextmanager
 def litellm(engine: Target, secret: str, folder: Path) -> Iterator[Target]:
     """LiteLLM's proxy with one worker and a master key, without a database or a log."""
-    port = _free_port()
+    port = free_port()
     model = {
         "model": "openai/instructloop",
         "api_base": f"http://{engine.address}/v1",
@@ -143,9 +143,9 @@ def litellm(engine: Target, secret: str, folder: Path) -> Iterator[Target]:
             env=environment,
         )
     try:
-        yield _listening(LITELLM, port, process)
+        yield listening(LITELLM, port, process)
     finally:
-        _end(process)
+        end_process(process)
 
 
 @asynccontextmanager
@@ -165,8 +165,14 @@ async def _take(redis: Redis) -> None:
         await asyncio.sleep(_TRIM_SECONDS)
 
 
-async def _prepare(url: str, engine_url: str) -> str:
-    """Announce the engine and make a key, once Redis answers."""
+async def prepare(
+    url: str,
+    engine_url: str,
+    *,
+    scopes: Sequence[Scope] = ("complete",),
+    limits: KeyLimits | None = None,
+) -> tuple[ApiKey, str]:
+    """Announce the engine and make a key with its secret, once Redis answers."""
     async with connect(url) as redis:
         until = time.monotonic() + _START_SECONDS
         while True:
@@ -185,8 +191,7 @@ async def _prepare(url: str, engine_url: str) -> str:
         )
         await redis.sadd(keys.replicas(), replica.name)
         await redis.set(keys.replica(replica.name), replica.model_dump_json())
-        _, secret = await create_key(redis, name="bench", tenant="bench", scopes=["complete"])
-    return secret
+        return await create_key(redis, name="bench", tenant="bench", scopes=scopes, limits=limits)
 
 
 async def _leave_empty(url: str) -> None:
@@ -205,30 +210,30 @@ def _redis(folder: Path) -> Iterator[str]:
     try:
         yield local_redis_url(folder, "bench")
     finally:
-        _end(process)
+        end_process(process)
 
 
 @contextmanager
-def _child(role: str, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+def child(role: str, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, "-m", "deploy.bench.child", role, *arguments]
     process = subprocess.Popen(wrapped(command), stdin=subprocess.DEVNULL)
     try:
         yield process
     finally:
-        _end(process)
+        end_process(process)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end_process(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-def _listening(name: str, port: int, process: "subprocess.Popen[bytes]") -> Target:
+def listening(name: str, port: int, process: "subprocess.Popen[bytes]") -> Target:
     """The target, once it takes connections. Raises StartError."""
     until = time.monotonic() + _START_SECONDS
     while not _listens(port):
