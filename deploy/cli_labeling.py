@@ -75,12 +75,14 @@ def agreement(
         lambda redis: raters_of(redis, tenant, keyring=keyring, settings=settings.feedback),
     )
     print(f"agreement {_percent(found.agreement)} of {found.pairs} pairs", end="; ")
-    print(f"alpha of the ratings {'-' if found.alpha is None else f'{found.alpha:.3f}'}")
-    weeks = listing("week", "agreement", "pairs")
+    print(f"alpha of the ratings {_alpha(found.alpha)}")
+    weeks = listing("week", "agreement", "pairs", "alpha")
     for week in found.weeks:
-        weeks.add_row(week.week, _percent(week.agreement), str(week.pairs))
+        weeks.add_row(week.week, _percent(week.agreement), str(week.pairs), _alpha(week.alpha))
     show_table(weeks)
-    table = listing("rater", "name", "tasks", "skipped", "agreement", "pairs", "gold", "held out")
+    table = listing(
+        "rater", "name", "tasks", "skipped", "agreement", "pairs", "alpha", "gold", "held out"
+    )
     for one in found.raters:
         table.add_row(
             one.rater,
@@ -89,6 +91,7 @@ def agreement(
             str(one.skipped),
             _percent(one.agreement),
             str(one.pairs),
+            _alpha(one.alpha),
             _percent(one.gold_accuracy),
             "yes" if one.heldout else "",
         )
@@ -161,6 +164,10 @@ def _decide(settings: Settings, subject: str, decision: "Decision", tenant: str,
         )
 
     return with_redis(settings, act)
+
+
+def _alpha(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _percent(share: float | None) -> str:

@@ -2,8 +2,10 @@
 
 Pure: verdicts in, figures out. Pairwise agreement is the paper's (section 3.4): of the pairs of
 answers that two raters have both ordered, ties left out, the share that they ordered alike.
-Krippendorff's alpha of the ratings (ordinal, 1 to 7) is the library's. raters.py collects verdicts
-and shows the figures.
+Krippendorff's alpha of the ratings (ordinal, 1 to 7) is the library's, which is under the GPL-3 and
+installed beside us, never copied. Those under the MIT licence were looked at: simpledorff and
+disagree want pandas and have no ordinal metric or no release in years, irrCAC pins an old SciPy.
+raters.py collects verdicts and shows the figures.
 """
 
 from collections import Counter, defaultdict
@@ -16,6 +18,8 @@ LEVELS = tuple(range(1, 8))
 Pair = tuple[str, str]
 Order = dict[str, tuple[bool, float]]
 """Of one pair of answers: by rater, whether the first is better, and when that was said."""
+Ratings = dict[str, tuple[int, float]]
+"""Of one answer: by rater, the rating, and when it was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +83,27 @@ def alpha(verdicts: Iterable[Verdict]) -> float | None:
 
     Also None where all who can be compared gave the same rating: then alpha has no value.
     """
-    rated: dict[str, dict[str, int]] = defaultdict(dict)
-    for verdict in sorted(verdicts, key=lambda v: v.at):
-        for answer, rating in verdict.ratings.items():
-            rated[answer][verdict.rater] = rating
-    shared = [given for _, given in sorted(rated.items()) if len(given) > 1]
-    if len({rating for given in shared for rating in given.values()}) < 2:
-        return None
-    import krippendorff  # with numpy: some 20 MB that a gateway needs only when asked
+    return _alpha_of(_rated(verdicts).values())
 
-    counts = [[list(given.values()).count(level) for level in LEVELS] for given in shared]
-    return float(
-        krippendorff.alpha(
-            value_counts=counts, value_domain=list(LEVELS), level_of_measurement="ordinal"
-        )
-    )
+
+def alpha_by_rater(verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """The same over the answers that each rater has rated, where it has a value."""
+    of_rater: dict[str, list[Ratings]] = defaultdict(list)
+    for given in _rated(verdicts).values():
+        for rater in given:
+            of_rater[rater].append(given)
+    found = {rater: _alpha_of(units) for rater, units in of_rater.items()}
+    return {rater: value for rater, value in found.items() if value is not None}
+
+
+def alpha_by_week(verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """The same by the ISO week in which an answer got its last rating, where it has a value."""
+    of_week: dict[str, list[Ratings]] = defaultdict(list)
+    for given in _rated(verdicts).values():
+        if len(given) > 1:
+            of_week[week_of(max(at for _, at in given.values()))].append(given)
+    found = {week: _alpha_of(units) for week, units in of_week.items()}
+    return {week: value for week, value in found.items() if value is not None}
 
 
 def accuracy(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> Share:
@@ -121,6 +131,29 @@ def _orders(verdicts: Iterable[Verdict]) -> dict[Pair, Order]:
             else:
                 orders[a, b][verdict.rater] = (verdict.ranks[a] < verdict.ranks[b], verdict.at)
     return {pair: order for pair, order in orders.items() if order}
+
+
+def _rated(verdicts: Iterable[Verdict]) -> dict[str, Ratings]:
+    """By answer; a rater's latest rating counts."""
+    rated: dict[str, Ratings] = defaultdict(dict)
+    for verdict in sorted(verdicts, key=lambda v: v.at):
+        for answer, rating in verdict.ratings.items():
+            rated[answer][verdict.rater] = (rating, verdict.at)
+    return dict(sorted(rated.items()))
+
+
+def _alpha_of(units: Iterable[Ratings]) -> float | None:
+    shared = [[rating for rating, _ in given.values()] for given in units if len(given) > 1]
+    if len({rating for given in shared for rating in given}) < 2:
+        return None
+    import krippendorff  # with numpy: some 20 MB that a gateway needs only when asked
+
+    counts = [[given.count(level) for level in LEVELS] for given in shared]
+    return float(
+        krippendorff.alpha(
+            value_counts=counts, value_domain=list(LEVELS), level_of_measurement="ordinal"
+        )
+    )
 
 
 def _among(order: Order) -> Share:

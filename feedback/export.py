@@ -1,8 +1,10 @@
-"""Live records as data for others: comparisons, demonstrations, prompts, as snapshots join them.
+"""Live records as data for others: comparisons, ratings, demonstrations, prompts.
 
-Rows are made from the same records and rules as a snapshot (dataset.py), split and held-out raters
-included; what does not train is left out. Each format is a table of functions from one row to one
-JSON object. Pure but for `read_rows`; export_files.py writes the rows.
+Comparisons, demonstrations and prompts are the rows of a snapshot (dataset.py), split and held-out
+raters included; ratings are in export_ratings.py. What does not train is left out. A row of a
+comparison is one pair of a ranking and says which, with the ranks of both, so that
+import_rankings.py can put the ranking together again. Pure but for `read_rows`; export_shapes.py
+gives rows the forms that others read, export_files.py writes them.
 """
 
 import json
@@ -12,6 +14,7 @@ from itertools import product
 from typing import Any, Literal
 
 from core.keyring import Keyring
+from core.records import Completion
 from core.redis_client import Redis
 from core.registry import timestamp
 from core.settings import Settings
@@ -22,9 +25,9 @@ from feedback.split import prompt_opening
 from feedback.tables import Table
 from feedback.texts import Messages
 
-What = Literal["comparisons", "demonstrations", "prompts"]
-Format = Literal["trl", "argilla", "parquet", "jsonl"]
+What = Literal["comparisons", "ratings", "demonstrations", "prompts"]
 Row = dict[str, Any]
+Digest = Callable[[str, Messages], str]
 
 
 async def read_rows(
@@ -40,6 +43,8 @@ async def read_rows(
 
     Raises Unavailable, and PiiFailed when the filter does not start.
     """
+    from feedback.export_ratings import rating_rows  # it takes the shape of rows from here
+
     gathered = await gather(redis, settings.log, now=now)
     if settings.log.pii_second_tier:
         gathered = await second_look(gathered, keyring=keyring, settings=settings)
@@ -50,17 +55,57 @@ async def read_rows(
         opening = prompt_opening(messages, settings.log.duplicate_prefix_chars)
         return keyring.hashed(owner, "opening", opening)
 
+    if what == "ratings":
+        return rating_rows(gathered, settings, digest=digest, now=now)
     tables, _ = assemble(gathered, settings, digest=digest, now=now, created_at=timestamp())
     return rows_of(what, tables, gathered)
 
 
 def rows_of(what: What, tables: Mapping[str, Table], gathered: Gathered) -> Iterator[Row]:
     """Rows as they are exported in `jsonl` and `parquet`, one by one."""
-    if what == "comparisons":
-        return (pair for row in tables["rankings"] for pair in _pairs(row))
+    if what == "prompts":
+        return (_prompt(row, gathered) for row in tables["prompts"])
+    moments = said_at(gathered)
     if what == "demonstrations":
-        return (_demonstration(row) for row in tables["demonstrations"])
-    return (_prompt(row, gathered) for row in tables["prompts"])
+        return (_demonstration(row, moments) for row in tables["demonstrations"])
+    logged = {c.id: c for c in gathered.completions.values()}
+    return (pair for row in tables["rankings"] for pair in _pairs(row, moments, logged))
+
+
+def said_at(gathered: Gathered) -> dict[tuple[str, str], float]:
+    """When something was said, by its id; an answer to a task by the task and the rater."""
+    moments = {(said.id, ""): said.updated_at for said in gathered.feedback}
+    for task in gathered.tasks:
+        moments |= {(task.id, answer.rater): answer.answered_at for answer in task.answers}
+    return moments
+
+
+def told(row: Row, moment: float | None) -> Row:
+    """Who said it of whose prompt, and when: the columns that all that people say has."""
+    return {
+        "rater": row["rater"],
+        "user": row["user"],
+        "split": row["split"],
+        "heldout_rater": row["heldout_rater"],
+        "created_at": iso(moment) if moment is not None else None,
+    }
+
+
+def iso(moment: float) -> str:
+    """Seconds since 1970 as ISO 8601, UTC."""
+    return datetime.fromtimestamp(moment, UTC).isoformat()
+
+
+def metadata_of(completion: Completion | None) -> str:
+    """The tags of a request as JSON: columns of readers have no room for free names."""
+    tags = completion.metadata if completion else {}
+    return json.dumps(tags, sort_keys=True, ensure_ascii=False)
+
+
+def messages_of(text: str) -> list[dict[str, str]]:
+    """A prompt as a conversation; one of a text completion has the role `prompt`."""
+    read = json.loads(text)
+    return [{"role": "prompt", "content": read["prompt"]}] if isinstance(read, dict) else read
 
 
 def _of_tenant(gathered: Gathered, tenant: str) -> Gathered:
@@ -74,116 +119,61 @@ def _of_tenant(gathered: Gathered, tenant: str) -> Gathered:
     )
 
 
-def _pairs(row: Row) -> Iterator[Row]:
+def _pairs(
+    row: Row, moments: Mapping[tuple[str, str], float], logged: Mapping[str, Completion]
+) -> Iterator[Row]:
     """Every untied pair of a ranking, the better answer first."""
-    for better, worse in product(row["answers"], row["answers"]):
-        if better["rank"] < worse["rank"]:
-            yield {
-                "feedback_id": row["feedback_id"],
-                "prompt": _messages(row["messages"]),
-                "chosen": better["text"],
-                "rejected": worse["text"],
-                "chosen_id": _named(better),
-                "rejected_id": _named(worse),
-                "rater": row["rater"],
-                "user": row["user"],
-                "split": row["split"],
-                "heldout_rater": row["heldout_rater"],
-            }
+    name = row["feedback_id"]
+    moment = moments.get((name, ""), moments.get((name, row["rater"])))
+    answers = row["answers"]
+    pairs = [(a, b) for a, b in product(answers, answers) if a["rank"] < b["rank"]]
+    about = (logged.get(answer["completion_id"]) for answer in answers)
+    metadata = metadata_of(next((c for c in about if c), None))
+    for better, worse in pairs:
+        yield {
+            "feedback_id": name,
+            "prompt": messages_of(row["messages"]),
+            "chosen": better["text"],
+            "rejected": worse["text"],
+            "chosen_id": _named(better),
+            "rejected_id": _named(worse),
+            **told(row, moment),
+            "group_id": row["group_id"],
+            "chosen_rank": better["rank"],
+            "rejected_rank": worse["rank"],
+            "ranked_answers": len(answers),
+            "ranked_pairs": len(pairs),
+            "chosen_finish_reason": better["finish_reason"],
+            "rejected_finish_reason": worse["finish_reason"],
+            "metadata": metadata,
+        }
 
 
 def _named(answer: Row) -> str:
     return f"{answer['completion_id']}/{answer['choice']}"
 
 
-def _demonstration(row: Row) -> Row:
+def _demonstration(row: Row, moments: Mapping[tuple[str, str], float]) -> Row:
     return {
         "feedback_id": row["feedback_id"],
-        "prompt": _messages(row["messages"]),
+        "prompt": messages_of(row["messages"]),
         "completion": row["text"],
-        "rater": row["rater"],
-        "user": row["user"],
-        "split": row["split"],
-        "heldout_rater": row["heldout_rater"],
+        **told(row, moments.get((row["feedback_id"], ""))),
     }
 
 
 def _prompt(row: Row, gathered: Gathered) -> Row:
     record = gathered.completions[row["prompt_id"]]
+    first = record.choices[0] if record.choices else None
     return {
         "completion_id": record.id,
-        "messages": _messages(row["messages"]),
-        "completion": record.choices[0].text if record.choices else "",
+        "messages": messages_of(row["messages"]),
+        "completion": first.text if first else "",
         "policy_version": record.policy_versions[0] if record.policy_versions else "",
-        "created_at": datetime.fromtimestamp(record.created_at, UTC).isoformat(),
+        "created_at": iso(record.created_at),
         "user": record.user,
         "split": row["split"],
+        "finish_reason": first.finish_reason if first else None,
+        "other_completions": [choice.text for choice in record.choices[1:]],
+        "metadata": metadata_of(record),
     }
-
-
-def _messages(text: str) -> list[dict[str, str]]:
-    """A prompt as a conversation; one of a text completion has the role `prompt`."""
-    read = json.loads(text)
-    return [{"role": "prompt", "content": read["prompt"]}] if isinstance(read, dict) else read
-
-
-# --- formats --------------------------------------------------------------------------------
-
-
-def _said(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
-
-
-def _is_plain(messages: list[dict[str, str]]) -> bool:
-    return [message["role"] for message in messages] == ["prompt"]
-
-
-def _trl(what: What, row: Row) -> Row:
-    """TRL's preference, prompt-completion and prompt-only forms: conversational, or plain text."""
-    prompt = row["messages"] if what == "prompts" else row["prompt"]
-    plain = _is_plain(prompt)
-    answers = {"comparisons": ("chosen", "rejected"), "demonstrations": ("completion",)}
-    shown: Row = {"prompt": prompt[0]["content"] if plain else prompt}
-    for name in answers.get(what, ()):
-        shown[name] = row[name] if plain else _said(row[name])
-    left = {n: v for n, v in row.items() if n not in shown and n != "messages"}
-    return shown | left
-
-
-def _argilla(what: What, row: Row) -> Row:
-    """One record of Argilla's JSON: fields, metadata, and what was said as a suggestion."""
-    fields: Row = {"prompt": row["messages"] if what == "prompts" else row["prompt"]}
-    suggestions: Row = {}
-    if what == "comparisons":
-        fields |= {"response_a": row["chosen"], "response_b": row["rejected"]}
-        suggestions["preference"] = {"value": "response_a", "score": None, "agent": row["rater"]}
-        name = f"{row['feedback_id']}:{row['chosen_id']}:{row['rejected_id']}"
-    elif what == "demonstrations":
-        said = {"value": row["completion"], "score": None, "agent": row["rater"]}
-        suggestions["completion"] = said
-        name = row["feedback_id"]
-    else:
-        fields["completion"] = row["completion"]
-        name = row["completion_id"]
-    told = ("prompt", "chosen", "rejected", "completion", "messages")
-    metadata = {n: str(v) for n, v in row.items() if n not in told}
-    return {
-        "id": name,
-        "fields": fields,
-        "metadata": metadata,
-        "suggestions": suggestions,
-        "responses": {},
-        "vectors": {},
-    }
-
-
-def _as_it_is(_: What, row: Row) -> Row:
-    return row
-
-
-FORMATS: dict[Format, Callable[[What, Row], Row]] = {
-    "trl": _trl,
-    "argilla": _argilla,
-    "parquet": _as_it_is,
-    "jsonl": _as_it_is,
-}

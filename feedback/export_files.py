@@ -14,10 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from core.errors import InstructLoopError
-from feedback.export import FORMATS, Format, Row, What
+from feedback.export import Row, What
+from feedback.export_shapes import FORMATS, Format
 
 _BATCH = 1000
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TOLD = [
+    ("rater", pa.string()),
+    ("user", pa.string()),
+    ("split", pa.string()),
+    ("heldout_rater", pa.bool_()),
+    ("created_at", pa.string()),
+]
 _COLUMNS: dict[What, list[tuple[str, Any]]] = {
     "comparisons": [
         ("feedback_id", pa.string()),
@@ -26,19 +34,35 @@ _COLUMNS: dict[What, list[tuple[str, Any]]] = {
         ("rejected", pa.string()),
         ("chosen_id", pa.string()),
         ("rejected_id", pa.string()),
-        ("rater", pa.string()),
-        ("user", pa.string()),
-        ("split", pa.string()),
-        ("heldout_rater", pa.bool_()),
+        *_TOLD,
+        ("group_id", pa.string()),
+        ("chosen_rank", pa.int32()),
+        ("rejected_rank", pa.int32()),
+        ("ranked_answers", pa.int32()),
+        ("ranked_pairs", pa.int32()),
+        ("chosen_finish_reason", pa.string()),
+        ("rejected_finish_reason", pa.string()),
+        ("metadata", pa.string()),
+    ],
+    "ratings": [
+        ("feedback_id", pa.string()),
+        ("prompt", _MESSAGES),
+        ("completion", pa.string()),
+        ("completion_id", pa.string()),
+        ("thumb", pa.string()),
+        ("rating", pa.int32()),
+        ("signal", pa.string()),
+        ("flags", pa.string()),
+        ("comment", pa.string()),
+        *_TOLD,
+        ("finish_reason", pa.string()),
+        ("metadata", pa.string()),
     ],
     "demonstrations": [
         ("feedback_id", pa.string()),
         ("prompt", _MESSAGES),
         ("completion", pa.string()),
-        ("rater", pa.string()),
-        ("user", pa.string()),
-        ("split", pa.string()),
-        ("heldout_rater", pa.bool_()),
+        *_TOLD,
     ],
     "prompts": [
         ("completion_id", pa.string()),
@@ -48,8 +72,12 @@ _COLUMNS: dict[What, list[tuple[str, Any]]] = {
         ("created_at", pa.string()),
         ("user", pa.string()),
         ("split", pa.string()),
+        ("finish_reason", pa.string()),
+        ("other_completions", pa.list_(pa.string())),
+        ("metadata", pa.string()),
     ],
 }
+"""Flags and tags are JSON in a text: readers of Parquet want columns of fixed names."""
 
 
 def write_export(

@@ -8,11 +8,14 @@ raters do). A rater who only ever gives thumbs up is common, so thumbs need far 
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
+from typing import Protocol
 
-from core.records import Feedback
+from core.records import Answer, Feedback, LabelingTask
 from core.settings import FeedbackSettings
+from feedback.entries import IMPORT_KEY_ID
 
 EXTREME = "always the same extreme rating"
 BURST = "more at once than a person says"
@@ -31,12 +34,41 @@ Verdicts = Mapping[str, Mapping[Hashable, Hashable]]
 """By rater and item, what was said."""
 
 
+class Word(Protocol):
+    """What the tests ask of anything that a rater says: feedback, or an answer to a task."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def rater(self) -> str: ...
+    @property
+    def updated_at(self) -> float: ...
+    @property
+    def thumb(self) -> str | None: ...
+    @property
+    def rating(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Labeled:
+    """One rater's answer to a labeling task, as one word, however many outputs it is about."""
+
+    id: str
+    rater: str
+    updated_at: float
+    rating: int | None
+    """What all of its ratings are; 0 where they differ, which is no extreme."""
+    thumb: None = None
+
+
 def suspects(feedback: Sequence[Feedback], settings: FeedbackSettings) -> dict[str, str]:
     """Reasons to hold feedback back, by its id. Withdrawn words and signals count for nothing."""
     said = [f for f in feedback if not f.withdrawn and f.kind != "signal"]
     extreme = extreme_raters(said, least=settings.suspect_after)
     together = lockstep_raters(verdicts_of(said), least=settings.suspect_after)
-    burst = bursts(said, per_minute=settings.burst_per_minute)
+    burst = bursts(
+        [one for one in said if one.key_id != IMPORT_KEY_ID], per_minute=settings.burst_per_minute
+    )  # what ops import comes at once, and nobody said it at that moment
     found: dict[str, str] = {}
     for one in said:
         if one.rater in extreme and one.kind == "rating":
@@ -48,7 +80,40 @@ def suspects(feedback: Sequence[Feedback], settings: FeedbackSettings) -> dict[s
     return found
 
 
-def extreme_raters(feedback: Sequence[Feedback], *, least: int) -> set[str]:
+def suspect_answers(
+    tasks: Sequence[LabelingTask], settings: FeedbackSettings
+) -> dict[tuple[str, str], str]:
+    """Reasons to hold answers to labeling tasks back, by task and rater.
+
+    The same tests: an answer is extreme when all of its ratings are, and two raters are in lockstep
+    by their whole orders of the tasks that both have done. Tasks whose right order is known are
+    left out: there all should agree, and nothing is trained on them.
+    """
+    words: dict[tuple[str, str], Labeled] = {}
+    orders: dict[str, dict[Hashable, Hashable]] = defaultdict(dict)
+    for task in tasks:
+        for answer in task.answers:
+            if answer.ranking and not task.gold:
+                name = f"{task.id}:{answer.rater}"
+                word = Labeled(name, answer.rater, answer.answered_at, _one_rating(answer))
+                words[task.id, answer.rater] = word
+                orders[answer.rater][task.id] = answer.ranking
+    said = list(words.values())
+    extreme = extreme_raters(said, least=settings.suspect_after)
+    together = lockstep_raters(orders, least=settings.suspect_after)
+    burst = bursts(said, per_minute=settings.burst_per_minute)
+    found: dict[tuple[str, str], str] = {}
+    for place, word in words.items():
+        if word.rater in extreme:
+            found[place] = EXTREME
+        elif word.rater in together:
+            found[place] = LOCKSTEP
+        elif word.id in burst:
+            found[place] = BURST
+    return found
+
+
+def extreme_raters(feedback: Sequence[Word], *, least: int) -> set[str]:
     """Raters of whose thumbs, or of whose ratings, nearly all are one and the same extreme."""
     return {
         rater
@@ -57,7 +122,7 @@ def extreme_raters(feedback: Sequence[Feedback], *, least: int) -> set[str]:
     }
 
 
-def bursts(feedback: Sequence[Feedback], *, per_minute: int) -> set[str]:
+def bursts(feedback: Sequence[Word], *, per_minute: int) -> set[str]:
     """Ids of what was said within five minutes in which a rater said more than the rate allows."""
     by_rater: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for said in feedback:
@@ -103,8 +168,13 @@ def verdicts_of(feedback: Sequence[Feedback]) -> dict[str, dict[Hashable, Hashab
     return verdicts
 
 
+def _one_rating(answer: Answer) -> int | None:
+    levels = set(answer.ratings.values())
+    return (levels.pop() if len(levels) == 1 else 0) if levels else None
+
+
 def _extreme_on(
-    scale: str, extremes: Sequence[Hashable], feedback: Sequence[Feedback], *, least: int
+    scale: str, extremes: Sequence[Hashable], feedback: Sequence[Word], *, least: int
 ) -> set[str]:
     given: dict[str, Counter[Hashable]] = defaultdict(Counter)
     for said in feedback:

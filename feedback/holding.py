@@ -2,7 +2,8 @@
 
 What firewall.py suspects gets `held`, with the reason, and trains nothing until somebody decides;
 nothing is deleted. A decision is about one word (its id) or about a rater (their keyed hash), holds
-for what comes later too, and is an entry of the audit log. Knows no HTTP.
+for what comes later too, and is an entry of the audit log. Answers to labeling tasks are found by
+held_answers.py and shown and decided here with the rest. Knows no HTTP.
 """
 
 import json
@@ -19,9 +20,9 @@ from core.redis_client import Redis, redis_errors
 from core.settings import FeedbackSettings
 from feedback import store
 from feedback.firewall import suspects
+from feedback.held_answers import REJECTED, HeldAnswer, decide_answers, held_answers
 from feedback.speakers import end_user, with_speakers
 
-REJECTED = "rejected by a person"
 Decision = Literal["released", "rejected"]
 
 
@@ -32,7 +33,7 @@ class HeldRater(BaseModel):
     """A keyed hash."""
     reasons: dict[str, int]
     feedback: list[str]
-    """Ids, the latest word first."""
+    """Ids, the latest word first; an answer to a labeling task is `TASK:RATER`."""
 
 
 async def hold_back(
@@ -62,16 +63,21 @@ async def hold_back(
 
 
 async def held(redis: Redis, tenant: str, settings: FeedbackSettings) -> list[HeldRater]:
-    """What is held back of a tenant's feedback, by rater, most words first. Raises Unavailable."""
-    waiting = await _held(redis, tenant, settings)
-    by_rater: dict[str, list[Feedback]] = defaultdict(list)
-    for said in waiting:
-        by_rater[said.rater].append(said)
+    """What is held back of a tenant, by rater, most words first. Raises Unavailable."""
+    feedback = await _held(redis, tenant, settings)
+    answers = await held_answers(redis, tenant)
+    waiting = [(f.rater, f.updated_at, f.id, f.held or "") for f in feedback]
+    waiting += [
+        (a.answer.rater, a.answer.answered_at, a.name, a.answer.held or "") for a in answers
+    ]
+    by_rater: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for rater, _, name, reason in sorted(waiting, key=lambda word: (-word[1], word[2])):
+        by_rater[rater].append((name, reason))
     found = [
         HeldRater(
             rater=rater,
-            reasons=_counted(said.held or "" for said in words),
-            feedback=[said.id for said in words],
+            reasons=_counted(reason for _, reason in words),
+            feedback=[name for name, _ in words],
         )
         for rater, words in by_rater.items()
     ]
@@ -88,23 +94,34 @@ async def decide(
     why: str,
     settings: FeedbackSettings,
 ) -> int:
-    """Release or reject one word or all of a rater's; returns how many. Audited.
+    """Release or reject one word or all of a rater's, labeling included; how many. Audited.
 
     Raises NotFound when nothing of that name is held back in this tenant, Unavailable.
     """
     waiting = await _held(redis, tenant, settings)
     chosen = [said.id for said in waiting if subject in (said.id, said.rater)]
-    if not chosen:
+    answers = [
+        one for one in await held_answers(redis, tenant) if subject in (one.name, one.answer.rater)
+    ]
+    words = len(chosen) + len(answers)
+    if not words:
         raise NotFound("nothing of that name is held back")
     with redis_errors():
-        await redis.hset(keys.held_decisions(), subject, decision)
+        if not _is_one_answer(subject, answers):
+            await redis.hset(keys.held_decisions(), subject, decision)
         await registry.record(
-            redis, f"feedback {decision}", subject=subject, words=str(len(chosen)), who=who, why=why
+            redis, f"feedback {decision}", subject=subject, words=str(words), who=who, why=why
         )
     reason = None if decision == "released" else REJECTED
     for feedback_id in chosen:
         await store.change(redis, feedback_id, lambda old: _with_reason(old, reason))
-    return len(chosen)
+    await decide_answers(redis, answers, release=decision == "released")
+    return words
+
+
+def _is_one_answer(subject: str, answers: Sequence[HeldAnswer]) -> bool:
+    """Such a decision is kept on the answer."""
+    return any(one.name == subject for one in answers)
 
 
 async def _held(redis: Redis, tenant: str, settings: FeedbackSettings) -> list[Feedback]:

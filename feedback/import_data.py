@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from feedback.export import What
 from feedback.import_files import Line, Origin
 from feedback.import_langfuse import langfuse, with_texts_of
 from feedback.import_open_webui import open_webui
+from feedback.import_rankings import Understood, whole_rankings
 from feedback.imported import Item, parse
 from feedback.intake import Speaker
 from feedback.schemas import (
@@ -87,29 +88,40 @@ async def import_lines(
     `make_room` is called between batches: ingest has to keep up. Raises Unavailable, and
     InstructLoopError when this origin has nothing of the kind.
     """
-    if origin != "trl" and what == "demonstrations":
-        raise InstructLoopError(f"{origin} exports no demonstrations: comparisons or prompts")
+    if origin != "trl" and what not in ("comparisons", "prompts"):
+        raise InstructLoopError(f"{origin} exports no {what}: comparisons or prompts")
     if origin == "langfuse":
         lines = with_texts_of(lines, what)
-    understood = _PARSERS[origin]
     summary = Summary()
+    count = 0
     with redis_errors():
-        for count, (number, value) in enumerate(lines, start=1):
+        for one in whole_rankings(_understood(lines, what, origin)):
             try:
-                if isinstance(value, ValueError):
-                    raise value
-                summary.counts[await _take(work, what, understood(what, value))] += 1
+                if isinstance(one.item, ValueError):
+                    raise one.item
+                summary.counts[await _take(work, what, one.item)] += one.lines
             except (ValueError, InstructLoopError) as error:
                 if isinstance(error, InstructLoopError) and error.status >= 500:
                     raise
-                summary.counts["bad"] += 1
+                summary.counts["bad"] += one.lines
                 if len(summary.bad) < _TELL:
-                    summary.bad.append((number, str(error)))
-            if count % _BATCH == 0:
+                    summary.bad.append((one.number, str(error)))
+            before, count = count, count + one.lines
+            if count // _BATCH > before // _BATCH:
                 await make_room()
                 progress(count)
         await make_room()
     return summary
+
+
+def _understood(lines: Iterable[Line], what: What, origin: Origin) -> Iterator[Understood]:
+    for number, value in lines:
+        try:
+            if isinstance(value, ValueError):
+                raise value
+            yield Understood(number, _PARSERS[origin](what, value))
+        except ValueError as error:
+            yield Understood(number, error)
 
 
 async def _take(work: Import, what: What, item: Item) -> Outcome:
@@ -122,13 +134,13 @@ async def _take(work: Import, what: What, item: Item) -> Outcome:
     if await _is_known(work.redis, what, item):
         return "known"
     if what == "prompts":
-        return await _add_answer(work, item, name, user, item.answers[0] if item.answers else None)
+        return await _add_answer(work, item, name, user, item.answers)
     if what == "demonstrations":
         return await _add_demonstration(work, item, who, user if item.user else "")
     for answer in item.answers:
-        await _add_answer(work, item, name, user, answer)
+        await _add_answer(work, item, name, user, (answer,))
     done = await _add_comparison(work, item, who, user) if len(item.answers) > 1 else "known"
-    if item.thumb or item.comment:
+    if what == "ratings" or item.thumb or item.comment:
         rated = await _add_rating(work, item, who, user)
         return "imported" if "imported" in (done, rated) else "known"
     return done
@@ -162,19 +174,20 @@ async def _is_known(redis: Redis, what: What, item: Item) -> bool:
     if not item.known_as:
         return False
     if what == "prompts":
-        return bool(await redis.exists(keys.completion(token_of(item.known_as))))
-    return bool(await redis.exists(keys.feedback(item.known_as)))
+        return await store.is_logged(redis, token_of(item.known_as))
+    task_id = item.known_as.partition(":")[0]  # what was said in labeling has the task's name
+    return bool(await redis.exists(keys.feedback(item.known_as), keys.labeling_task(task_id)))
 
 
 async def _add_answer(
-    work: Import, item: Item, name: str, user: str, answer: str | None
+    work: Import, item: Item, name: str, user: str, answers: Sequence[str]
 ) -> Outcome:
-    """A sealed entry, as the gateway makes them."""
-    completion_id = _completion_id(work, item, user, answer)
+    """A sealed entry, as the gateway makes them; without an answer it is a prompt alone."""
+    completion_id = _completion_id(work, item, user, answers)
     token = token_of(completion_id)
-    if await work.redis.exists(keys.completion(token)):
+    if await store.is_logged(work.redis, token):
         return "known"
-    said = {"text": answer, "finish_reason": "stop", "tokens": None, "tool_calls": None}
+    reasons = dict(zip(item.answers, item.finish_reasons, strict=False))
     entry: dict[str, Any] = {
         "token": token,
         "id": completion_id,
@@ -183,9 +196,18 @@ async def _add_answer(
         "user": name,
         "prompt_tag": _tag(work, item),
         "messages": item.prompt,
-        "choices": [] if answer is None else [said],
+        "choices": [
+            {
+                "text": answer,
+                "finish_reason": reasons.get(answer, "stop"),
+                "tokens": None,
+                "tool_calls": None,
+            }
+            for answer in answers
+        ],
         "policy_versions": [VERSION],
-        "created_at": time.time() if item.created_at is None else item.created_at,
+        "created_at": _moment(item),
+        "metadata": item.metadata,
     }
     sealed = work.keyring.seal(orjson.dumps(entry))
     await work.redis.xadd(keys.inbox(), {"sealed": sealed})
@@ -195,10 +217,14 @@ async def _add_answer(
 async def _add_comparison(work: Import, item: Item, who: Speaker, user: str) -> Outcome:
     ranks = item.ranking or tuple((at,) for at in range(len(item.answers)))
     refs = [
-        [OutputRef(completion_id=_completion_id(work, item, user, item.answers[at])) for at in rank]
+        [
+            OutputRef(completion_id=_completion_id(work, item, user, item.answers[at : at + 1]))
+            for at in rank
+        ]
         for rank in ranks
     ]
-    said = intake.ranking(RankingRequest(ranking=refs), who, keyring=work.keyring, now=time.time())
+    body = RankingRequest(ranking=refs)
+    said = intake.ranking(body, who, keyring=work.keyring, now=_moment(item))
     if await work.redis.exists(keys.feedback(said.id)):
         return "known"
     await store.record(work.redis, said, reply="{}")
@@ -206,14 +232,17 @@ async def _add_comparison(work: Import, item: Item, who: Speaker, user: str) -> 
 
 
 async def _add_rating(work: Import, item: Item, who: Speaker, user: str) -> Outcome:
-    """A thumb on the first answer, and what was said with it, sealed."""
+    """What was said of the first answer, the words sealed."""
     body = FeedbackRequest(
-        completion_id=_completion_id(work, item, user, item.answers[0]),
+        completion_id=_completion_id(work, item, user, item.answers[:1]),
         thumb=item.thumb,
+        rating=item.rating,
+        flags=item.flags,
+        signal=item.signal,
         comment=item.comment or None,
     )
     sealed = seal_texts({"comment": body.comment}, work.keyring) if body.comment else None
-    said = intake.rating(body, who, keyring=work.keyring, sealed=sealed, now=time.time())
+    said = intake.rating(body, who, keyring=work.keyring, sealed=sealed, now=_moment(item))
     if await work.redis.exists(keys.feedback(said.id)):
         return "known"
     await store.record(work.redis, said, reply="{}")
@@ -227,7 +256,7 @@ async def _add_demonstration(work: Import, item: Item, who: Speaker, user: str) 
         {**about, **({} if plain else {"messages": item.prompt}), "text": item.answers[0]}
     )
     sealed = seal_texts({"text": body.text, "messages": intake.prompt_of(body)}, work.keyring)
-    said = intake.demonstration(body, who, keyring=work.keyring, sealed=sealed, now=time.time())
+    said = intake.demonstration(body, who, keyring=work.keyring, sealed=sealed, now=_moment(item))
     subject = "\x00".join((VERSION, who.rater, prompt_json(item.prompt), body.text))
     name = "fb-" + work.keyring.hashed(work.tenant, "feedback", subject)
     if await work.redis.exists(keys.feedback(name)):
@@ -237,8 +266,14 @@ async def _add_demonstration(work: Import, item: Item, who: Speaker, user: str) 
     return "imported"
 
 
-def _completion_id(work: Import, item: Item, user: str, answer: str | None) -> str:
-    content = json.dumps([work.tenant, user, item.prompt, answer], sort_keys=True)
+def _moment(item: Item) -> float:
+    """When it was said: then, where the line tells."""
+    return time.time() if item.created_at is None else item.created_at
+
+
+def _completion_id(work: Import, item: Item, user: str, answers: Sequence[str]) -> str:
+    said: list[str | None] = [*answers] or [None]
+    content = json.dumps([work.tenant, user, item.prompt, *said], sort_keys=True)
     token = content_token(
         work.keyring.key("mac"),
         tenant=work.tenant,

@@ -108,5 +108,5 @@ def _parquet_rows(path: Path) -> Iterator[Line]:
         batches = parquet.ParquetFile(path).iter_batches(batch_size=_BATCH)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from enumerate(rows, start=1)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         raise InstructLoopError(f"{path} is not a Parquet file: {error}") from None

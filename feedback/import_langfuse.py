@@ -5,14 +5,15 @@ scores), or in other rows of the same file. A score's name is a scale of its own
 its own. Judges that are models are left out. Pure; import_data.py writes what comes out of here.
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from typing import Any
+
+import orjson
 
 from feedback.export import Row, What
 from feedback.import_files import Line
-from feedback.imported import Item, judged, object_of
+from feedback.imported import Item, judged
+from feedback.imported_fields import object_of
 
 _UP = {"true", "1", "up", "thumbs up", "thumbs-up", "thumbs_up", "good", "positive", "like"}
 _DOWN = {"false", "0", "-1", "down", "thumbs down", "thumbs-down", "thumbs_down", "bad"}
@@ -47,7 +48,7 @@ def langfuse(what: What, row: object) -> Item:
         "prompt": _messages(_read(about["input"])),
         "completion": _answer(_read(about["output"])),
         "user": user,
-        "created_at": _moment(row.get("timestamp") or about.get("timestamp")),
+        "created_at": _when(row) or _when(about),
     }
     if what == "prompts":
         return judged(told)
@@ -143,8 +144,8 @@ def _read(value: Any) -> Any:
     if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "[", '"'):
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
         return value
 
 
@@ -177,9 +178,6 @@ def _answer(value: Any) -> Any:
     return _answer(found[0]) if found else None
 
 
-def _moment(value: Any) -> float | None:
-    """Seconds since 1970; a time without a zone is UTC. Raises ValueError."""
-    if not isinstance(value, str) or not value:
-        return None
-    read = datetime.fromisoformat(value)
-    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+def _when(row: Row) -> str | None:
+    stamp = row.get("timestamp")
+    return stamp if isinstance(stamp, str) else None

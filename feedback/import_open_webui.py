@@ -8,7 +8,8 @@ answer that was rated, its siblings are what else was said to the same question.
 from typing import Any
 
 from feedback.export import Row, What
-from feedback.imported import Item, judged, object_of
+from feedback.imported import Item, judged
+from feedback.imported_fields import object_of
 from feedback.schemas import MAX_OUTPUTS
 
 _THUMBS = {"1": "up", "-1": "down"}

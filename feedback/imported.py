@@ -7,19 +7,30 @@ a prompt `chosen` and `rejected` share all but their last message. Pure; import_
 comes out of here. Everything has a bound.
 """
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from feedback.export import Row, What
+from feedback.imported_fields import (
+    MAX_COMMENT,
+    Part,
+    finish_reasons,
+    judgement,
+    listed,
+    object_of,
+    part_of,
+    tags,
+)
 from feedback.schemas import DemonstrationRequest
 from feedback.texts import Messages
 
 MAX_TEXT = 200_000
-MAX_COMMENT = 10_000
 _MAX_NAME = 200
+_LATEST = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
+"""Later than that are milliseconds, and what no calendar can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +48,16 @@ class Item:
     ranking: tuple[tuple[int, ...], ...] = ()
     """Positions into `answers`, best first, an inner one is a tie; empty: as they come."""
     thumb: Literal["up", "down"] | None = None
-    """Of the first answer, as is the comment."""
+    """Of the first answer, as is all that follows but what is said otherwise."""
     comment: str = ""
+    rating: int | None = None
+    flags: dict[str, bool] = field(default_factory=dict)
+    signal: Literal["regenerate", "copy"] | None = None
+    finish_reasons: tuple[str, ...] = ()
+    """Of each answer; empty: all ended."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Tags of the request."""
+    part: Part | None = None
 
 
 def parse(what: What, row: object) -> Item:
@@ -47,14 +66,16 @@ def parse(what: What, row: object) -> Item:
         raise ValueError("it is not a JSON object")
     if "fields" in row:
         row = _from_argilla(row)
-    names = {"comparisons": ("chosen", "rejected"), "demonstrations": ("completion",)}
-    wanted = names.get(what, ())
+    wanted = _ANSWERS[what]
     prompt = row.get("prompt", row.get("messages"))
     said = [_answer(row, name) for name in wanted]
     if prompt is None:
         prompt = _shared(row, wanted)
+    if row.get("plain") is True and isinstance(prompt, list) and len(prompt) == 1:
+        prompt = _answer({"prompt": prompt}, "prompt")  # a text, shown as a conversation
     if what == "prompts" and isinstance(row.get("completion"), str | list):
-        said = [_answer(row, "completion")]
+        others = row.get("other_completions") or []
+        said = [_answer({"it": text}, "it") for text in [row["completion"], *listed(others)]]
     if what == "comparisons" and said[0] == said[1]:
         raise ValueError("chosen and rejected are the same")
     return Item(
@@ -65,7 +86,19 @@ def parse(what: What, row: object) -> Item:
         heldout=_flag(row.get("heldout_rater")),
         known_as=_name(row, "completion_id" if what == "prompts" else "feedback_id"),
         created_at=_moment(row.get("created_at")),
+        finish_reasons=finish_reasons(row, wanted),
+        metadata=tags(row),
+        part=part_of(row) if what == "comparisons" else None,
+        **(judgement(row) if what == "ratings" else {}),
     )
+
+
+_ANSWERS: dict[What, tuple[str, ...]] = {
+    "comparisons": ("chosen", "rejected"),
+    "ratings": ("completion",),
+    "demonstrations": ("completion",),
+    "prompts": (),
+}
 
 
 def judged(row: Row) -> Item:
@@ -100,6 +133,7 @@ def _from_argilla(row: Row) -> Row:
         raise ValueError("fields and metadata of an Argilla record are objects")
     flat = {**metadata, "prompt": fields.get("prompt", fields.get("instruction"))}
     said = _argilla_answers(row)
+    flat |= {n: said[n] for n in ("thumb", "rating", "comment") if n in said}
     if "response_a" in fields:
         pair = ["response_a", "response_b"]
         best = said.get("preference")
@@ -111,17 +145,15 @@ def _from_argilla(row: Row) -> Row:
 
 
 def _argilla_answers(row: Row) -> Row:
-    said = {n: v.get("value") for n, v in object_of(row, "suggestions").items()}
-    answers = {n: v[0].get("value") for n, v in object_of(row, "responses").items() if v}
-    return said | answers
+    said = {n: _value_of(n, v) for n, v in object_of(row, "suggestions").items()}
+    listed = {n: v if isinstance(v, list) else [v] for n, v in object_of(row, "responses").items()}
+    return said | {n: _value_of(n, v[0]) for n, v in listed.items() if v and v[0]}
 
 
-def object_of(row: Row, name: str) -> Row:
-    """An object within a row, empty where there is none. Raises ValueError."""
-    value = row.get(name) or {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is not an object")
-    return value
+def _value_of(name: str, said: Any) -> Any:
+    if said is not None and not isinstance(said, dict):
+        raise ValueError(f"{name} of an Argilla record is an object with a value")
+    return (said or {}).get("value")
 
 
 def _answer(row: Row, name: str) -> str:
@@ -177,16 +209,18 @@ def _name(row: Row, field: str) -> str:
 
 def _flag(value: Any) -> bool | None:
     if isinstance(value, str):  # metadata of Argilla
-        return {"True": True, "False": False}.get(value)
+        return {"true": True, "false": False}.get(value.lower())
     return value if isinstance(value, bool) else None
 
 
 def _moment(value: Any) -> float | None:
-    """Seconds since 1970, of a number or ISO 8601."""
+    """Seconds since 1970, of a number or ISO 8601; a time without a zone is UTC."""
     if value is None or value == "":
         return None
     if isinstance(value, str):
-        return datetime.fromisoformat(value).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("created_at is no time")
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):  # Parquet has times of its own
+        value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST:
+        raise ValueError("created_at is no time: ISO 8601, or seconds since 1970")
     return float(value)

@@ -18,7 +18,17 @@ from core.records import Answer, Completion, Feedback, LabelingTask
 from core.redis_client import Redis, redis_errors
 from core.settings import FeedbackSettings
 from feedback import labeling, store
-from feedback.agreement import Share, Verdict, accuracy, alpha, by_rater, by_week, pairwise
+from feedback.agreement import (
+    Share,
+    Verdict,
+    accuracy,
+    alpha,
+    alpha_by_rater,
+    alpha_by_week,
+    by_rater,
+    by_week,
+    pairwise,
+)
 from feedback.intake import speaker
 from feedback.speakers import with_speakers
 
@@ -37,11 +47,12 @@ class Progress(BaseModel):
 
 
 class WeekOfRaters(BaseModel):
-    """Agreement of pairs that were complete in one ISO week."""
+    """Agreement on what was complete in one ISO week."""
 
     week: str
     agreement: float | None
     pairs: int
+    alpha: float | None
 
 
 class RaterFigures(BaseModel):
@@ -56,6 +67,8 @@ class RaterFigures(BaseModel):
     skipped: int
     agreement: float | None
     pairs: int
+    alpha: float | None
+    """Over the answers that this rater has rated."""
     gold_accuracy: float | None
     gold_pairs: int
 
@@ -107,10 +120,7 @@ async def raters_of(
         agreement=total.value,
         pairs=total.of,
         alpha=alpha(found),
-        weeks=[
-            WeekOfRaters(week=week, agreement=share.value, pairs=share.of)
-            for week, share in by_week(found).items()
-        ],
+        weeks=_weeks(found),
         raters=_figures(tasks, found, feedback, names),
     )
 
@@ -127,7 +137,7 @@ def verdicts(
         Verdict(answer.rater, answer.answered_at, _ranks(answer.ranking), dict(answer.ratings))
         for task in tasks
         for answer in task.answers
-        if answer.ranking
+        if answer.ranking and not answer.held
     ]
     for said in with_speakers(feedback, completions, settings=settings):
         names = [f"{output.token}/{output.choice}" for output in said.outputs]
@@ -157,13 +167,26 @@ def gold_shares(tasks: Iterable[LabelingTask]) -> dict[str, Share]:
     return dict(shares)
 
 
+def _weeks(found: Sequence[Verdict]) -> list[WeekOfRaters]:
+    ordered, rated = by_week(found), alpha_by_week(found)
+    return [
+        WeekOfRaters(
+            week=week,
+            agreement=ordered.get(week, Share()).value,
+            pairs=ordered.get(week, Share()).of,
+            alpha=rated.get(week),
+        )
+        for week in sorted(ordered.keys() | rated.keys())
+    ]
+
+
 def _figures(
     tasks: Sequence[LabelingTask],
     found: Sequence[Verdict],
     feedback: Iterable[Feedback],
     names: Mapping[str, str],
 ) -> list[RaterFigures]:
-    agree, right = by_rater(found), gold_shares(tasks)
+    agree, right, rated = by_rater(found), gold_shares(tasks), alpha_by_rater(found)
     answers: list[Answer] = [answer for task in tasks for answer in task.answers]
     done = Counter(answer.rater for answer in answers if answer.ranking)
     skipped = Counter(answer.rater for answer in answers if not answer.ranking)
@@ -179,6 +202,7 @@ def _figures(
             skipped=skipped[rater],
             agreement=agree.get(rater, Share()).value,
             pairs=agree.get(rater, Share()).of,
+            alpha=rated.get(rater),
             gold_accuracy=right.get(rater, Share()).value,
             gold_pairs=right.get(rater, Share()).of,
         )

@@ -49,7 +49,7 @@ async def sign_in(request: Request, body: SignIn, response: Response) -> WhoAmI:
     key, cookie = await sessions.begin(body.key.strip())
     if (old := cookie_of(request.headers)) is not None:
         await sessions.end(old)
-    _set_cookie(request, response, cookie, seconds=sessions.seconds)
+    _set_cookie(request, response, cookie, seconds=sessions.longest)
     return _who(key)
 
 

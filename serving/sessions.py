@@ -1,7 +1,8 @@
 """Signing in with a browser: an API key once, then a cookie that means that key.
 
 The cookie is opaque: a random name with our mark on it, so that a made-up one never reaches Redis.
-Redis keeps which key it stands for, under a keyed digest, until the session ends; the key itself is
+Redis keeps which key it stands for, under a keyed digest, until the session ends: when nobody has
+used it for a while, and at the latest at an end that is fixed when it begins. The key itself is
 checked anew at every request, so that a session dies with its key. What Redis said is kept in
 memory for a moment. Knows no routes; serving/edge.py asks who is there, serving/session_routes.py
 signs in and out.
@@ -29,24 +30,29 @@ COOKIE = "instructloop_session"
 REMEMBERED = 4096
 FRESH_SECONDS = 1.0
 """How long a gateway trusts what Redis said: signed out elsewhere is signed out here after this."""
+_EXTEND_PART = 60
+"""A session that is used is extended once this part of its idle time has gone by."""
 _SAFE = frozenset({"GET", "HEAD"})
 
 
 class Sessions:
     """Who is signed in, as Redis has it, with the recent ones in memory."""
 
-    def __init__(self, redis: Redis, keyring: Keyring, known: KeyCache, *, seconds: int) -> None:
+    def __init__(
+        self, redis: Redis, keyring: Keyring, known: KeyCache, *, seconds: int, longest: int
+    ) -> None:
         self._redis = redis
         self._mark_key = keyring.key("session")
         self._known = known
         self._seconds = seconds
+        self._longest = longest
         self._recent: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._asking: dict[str, asyncio.Task[str | None]] = {}
 
     @property
-    def seconds(self) -> int:
-        """How long a session lasts."""
-        return self._seconds
+    def longest(self) -> int:
+        """How many seconds a session lasts at most, and the cookie with it."""
+        return self._longest
 
     async def begin(self, secret: str) -> tuple[ApiKey, str]:
         """Sign in with an API key; returns it and the cookie.
@@ -57,7 +63,9 @@ class Sessions:
         name = secrets.token_urlsafe(32)
         place = self._place(name)
         with redis_errors():
-            await self._redis.set(keys.session(place), key.digest, ex=self._seconds)
+            end = int(time.time()) + self._longest
+            seconds = min(self._seconds, self._longest)
+            await self._redis.set(keys.session(place), f"{key.digest} {end}", ex=seconds)
         self._remember(place, key.digest)
         return key, f"{name}.{self._mark(name)}"
 
@@ -98,12 +106,21 @@ class Sessions:
 
     async def _read(self, place: str) -> str | None:
         with redis_errors():
-            raw = await self._redis.get(keys.session(place))
-        if raw is None:
-            return None
-        digest = str(raw.decode())
+            async with self._redis.pipeline(transaction=False) as ask:
+                raw, left = await ask.get(keys.session(place)).ttl(keys.session(place)).execute()
+            if raw is None:
+                return None
+            digest, _, end = str(raw.decode()).partition(" ")
+            due = self._due(int(end), left) if end else 0
+            if due:
+                await self._redis.expire(keys.session(place), due)
         self._remember(place, digest)
         return digest
+
+    def _due(self, end: int, left: int) -> int:
+        """For how many seconds a session that was used now is extended; 0 when it need not be."""
+        seconds = min(self._seconds, end - int(time.time()))
+        return seconds if seconds - left > self._seconds // _EXTEND_PART else 0
 
     def _remember(self, place: str, digest: str) -> None:
         self._recent[place] = (time.monotonic(), digest)

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feedback.agreement import LEVELS, Share, Verdict, accuracy, alpha, by_rater, by_week, pairwise
+from feedback.agreement import (
+    LEVELS,
+    Share,
+    Verdict,
+    accuracy,
+    alpha,
+    alpha_by_rater,
+    alpha_by_week,
+    by_rater,
+    by_week,
+    pairwise,
+)
 
 MONDAY = 1_771_200_000.0  # 2026-02-16
 WEEK = 7 * 86_400.0
@@ -133,3 +144,32 @@ def test_accuracy_on_a_known_order_counts_pairs_that_are_not_tied_in_it():
     assert accuracy(gold, gold) == Share(5, 5)
     assert accuracy(gold, (("d",), ("c", "b"), ("a",))) == Share(0, 5)
     assert accuracy(gold, (("a", "b"), ("c",), ("d",))) == Share(4, 5)  # a tie is no answer
+
+
+@given(units_of_ratings)
+def test_alpha_by_rater_and_by_week_is_alpha_of_their_answers(units):
+    def said(places):
+        return [
+            rated(f"r{r}", at=MONDAY + u % 2 * WEEK, **{f"answer{u}": value})
+            for u in places
+            for r, value in enumerate(units[u])
+        ]
+
+    everything = said(range(len(units)))
+    all_raters = {verdict.rater for verdict in everything}
+    for rater in all_raters:
+        theirs = [u for u, values in enumerate(units) if len(values) > int(rater[1:])]
+        assert alpha_by_rater(everything).get(rater) == alpha(said(theirs))
+    for odd, week in enumerate(("2026-W08", "2026-W09")):
+        assert alpha_by_week(everything).get(week) == alpha(said(range(odd, len(units), 2)))
+
+
+def test_alpha_by_rater_and_week_by_hand():
+    """r and s agree on two answers in week 8; t is far from both on others in week 9."""
+    said = [rated(name, a=1, b=7) for name in "rs"]
+    said += [rated("r", at=MONDAY + WEEK, c=1, d=7), rated("t", at=MONDAY + WEEK, c=7, d=1)]
+    assert alpha_by_rater(said) == {
+        "s": pytest.approx(1.0), "t": pytest.approx(-0.5), "r": pytest.approx(alpha(said)),
+    }  # fmt: skip
+    assert alpha_by_week(said) == {"2026-W08": pytest.approx(1.0), "2026-W09": pytest.approx(-0.5)}
+    assert alpha_by_week([rated("r", a=1), rated("s", a=1)]) == {}

@@ -9,6 +9,7 @@ from core.errors import NotFound
 from core.records import Feedback, Output
 from core.settings import FeedbackSettings
 from feedback import firewall, holding, store
+from feedback.entries import IMPORT_KEY_ID
 from feedback.firewall import BURST, EXTREME, LOCKSTEP, suspects
 from tests.feedback.factory import completion
 
@@ -111,6 +112,15 @@ def test_what_was_taken_back_and_signals_count_for_nothing():
     gone = [word("r", item, rating=7).model_copy(update={"withdrawn": True}) for item in range(50)]
     signals = [word("s", item, kind="signal", signal="copy") for item in range(400)]
     assert suspects([*gone, *signals], SETTINGS) == {}
+
+
+def test_what_was_imported_is_no_burst_but_may_be_extreme():
+    many = [word("file", n, at=5.0 + n * 0.01, rating=1 + n % 7) for n in range(400)]
+    assert len(suspects(many, SETTINGS)) == 400
+    imported = [said.model_copy(update={"key_id": IMPORT_KEY_ID}) for said in many]
+    assert suspects(imported, SETTINGS) == {}
+    sevens = [said.model_copy(update={"rating": 7}) for said in imported]
+    assert set(suspects(sevens, SETTINGS).values()) == {EXTREME}
 
 
 async def record_all(redis, said):

@@ -9,8 +9,9 @@ from core.errors import InstructLoopError
 from core.settings import FeedbackSettings, LogSettings
 from feedback import erasure, store
 from feedback.erasing import erase_what_is_due
-from feedback.export import FORMATS, read_rows
+from feedback.export import read_rows
 from feedback.export_files import write_export
+from feedback.export_shapes import FORMATS
 from feedback.import_data import Import, import_lines
 from feedback.import_files import read_lines
 from feedback.imported import MAX_TEXT, parse
@@ -19,7 +20,7 @@ from tests.feedback.factory import EmailFilter, api_key
 from tests.feedback.test_snapshot import World
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a river."}]
-WHATS = ("comparisons", "demonstrations", "prompts")
+WHATS = ("comparisons", "ratings", "demonstrations", "prompts")
 
 
 @pytest.fixture
@@ -44,6 +45,9 @@ async def fill(world) -> None:
     await world.show("r2", "Lake Constance", completion_id=two, choice=0)
     await world.show("r2", "upon a time", completion_id=raw, choice=0)
     await world.show("r1", "Sahara", prompt="A desert:")
+    await world.rate("r1", one, 0, thumb="up", rating=6, flags={"hallucination": False})
+    await world.rate("heldout-1", two, 1, flags={"fails_task": True})
+    await world.rate("r2", raw, 0, signal="copy")
 
 
 async def exported(world, what, tenant=None) -> list[dict]:
@@ -73,6 +77,7 @@ async def taken_in(world, path, what, tenant="acme"):
 def shapes(what, rows) -> list[str]:
     """What matters of rows: not the ids that each service gives."""
     ours = {"feedback_id", "chosen_id", "rejected_id", "completion_id", "policy_version"}
+    ours |= {"group_id"}
     return sorted(
         json.dumps({n: v for n, v in row.items() if n not in ours}, sort_keys=True) for row in rows
     )
@@ -124,12 +129,15 @@ async def test_what_the_formats_look_like(world, state_dir):
         ("Rhine", "Elbe"), ("Rhine", "Mount Fuji"), ("Elbe", "Mount Fuji"),
     }  # fmt: skip
     assert {m["role"] for p in rivers for m in p["chosen"] + p["rejected"]} == {"assistant"}
-    (plain,) = [p for p in pairs if p["prompt"] == "Once"]
-    assert (plain["chosen"], plain["rejected"]) == ("upon a time", "text")
+    (plain,) = [p for p in pairs if p["plain"]]
+    assert plain["prompt"] == [{"role": "user", "content": "Once"}]
+    assert (plain["chosen"][0]["content"], plain["rejected"][0]["content"]) == (
+        "upon a time", "text",
+    )  # fmt: skip
     assert {p["split"] for p in pairs} <= {"train", "validation", "test"}
     shown = await written("demonstrations", "trl")
-    assert {json.dumps(d["completion"]) for d in shown} == {
-        '[{"role": "assistant", "content": "Lake Constance"}]', '"upon a time"', '"Sahara"',
+    assert {d["completion"][0]["content"] for d in shown} == {
+        "Lake Constance", "upon a time", "Sahara",
     }  # fmt: skip
     prompts = await written("prompts", "parquet")
     wanted = {"completion_id", "messages", "completion", "policy_version", "created_at", "split"}
@@ -212,6 +220,7 @@ async def test_nothing_of_an_erased_person_comes_in_again(world, state_dir, what
     cid = await world.ask("Name a river.", "Elbe", "Fuji", at=at)
     await world.rank("ann", [(cid, 0)], [(cid, 1)], at=at)
     await world.show("ann", "Rhine", at=at, completion_id=cid)
+    await world.rate("ann", cid, at=at, thumb="up")
     rows = await exported(world, what)
     assert rows
     path = state_dir / "out"
@@ -220,6 +229,7 @@ async def test_nothing_of_an_erased_person_comes_in_again(world, state_dir, what
     await erase_what_is_due(world.redis, world.keyring, world.settings)
     assert (await taken_in(world, path, what)).counts == {"erased": len(rows)}
     named = {"prompt": "x", "chosen": "a", "rejected": "b", "completion": "c", "user": "ann"}
+    named |= {"rating": 3}
     path.write_text(json.dumps(named))
     assert (await taken_in(world, path, what)).counts == {"erased": 1}
     assert await exported(world, what) == []
@@ -228,13 +238,14 @@ async def test_nothing_of_an_erased_person_comes_in_again(world, state_dir, what
 async def test_an_imported_user_can_be_erased(world, state_dir):
     path = state_dir / "in.jsonl"
     row = {"prompt": "x", "chosen": "a", "rejected": "b", "completion": "c", "user": "ann"}
+    row |= {"label": False}
     path.write_text(json.dumps(row))
     for what in WHATS:
         await taken_in(world, path, what)
-    assert [len(await exported(world, what)) for what in WHATS] == [1, 1, 1]
+    assert [len(await exported(world, what)) for what in WHATS] == [1, 1, 1, 1]
     await erasure.begin(world.redis, world.keyring, tenant="acme", user="ann", now=time.time())
     assert await erase_what_is_due(world.redis, world.keyring, world.settings) == 1
-    assert [len(await exported(world, what)) for what in WHATS] == [0, 0, 0]
+    assert [len(await exported(world, what)) for what in WHATS] == [0, 0, 0, 0]
     assert len(await store.get_all(world.redis)) == 0
 
 

@@ -148,6 +148,20 @@ def test_skips_are_no_answers_to_gold(keyring):
     assert gold_shares([known.model_copy(update={"answers": (skip,)})]) == {}
 
 
+async def test_held_answers_are_shown_and_decided_through_the_same_routes(clients, redis):
+    answer = Answer(
+        rater="ab", heldout_rater=False, ranking=(("x",),), answered_at=1.0, held=EXTREME
+    )
+    await labeling.open_tasks(redis, [task("t1").model_copy(update={"answers": (answer,)})])
+    (waiting,) = (await clients["ops"].get("/v1/held")).json()["held"]
+    assert waiting == {"rater": "ab", "reasons": {EXTREME: 1}, "feedback": ["t1:ab"]}
+    release = {"decision": "released", "why": "a keen person"}
+    assert (await clients["theirs"].post("/v1/held/t1:ab", json=release)).status_code == 404
+    done = await clients["ops"].post("/v1/held/t1:ab", json=release)
+    assert (done.status_code, done.json()["words"]) == (200, 1)
+    assert (await clients["ops"].get("/v1/held")).json() == {"held": []}
+
+
 async def test_held_feedback_says_so_and_ops_decide(clients, redis, keyring, settings):
     app = api_key()
     who = intake.speaker(app, "sevens", keyring=keyring, settings=settings.feedback)

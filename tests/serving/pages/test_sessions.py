@@ -50,7 +50,7 @@ async def test_signing_in_says_who_and_sets_a_cookie_that_scripts_cannot_read(ga
     assert said["scopes"] == ["complete", "feedback"]
     assert cookie["httponly"]
     assert (cookie["samesite"], cookie["path"], cookie["secure"]) == ("strict", "/", "")
-    assert int(cookie["max-age"]) == 12 * 3600
+    assert int(cookie["max-age"]) == 7 * 86_400  # the server ends it earlier when it is not used
     kept = await redis.keys(keys.session("*"))
     assert len(kept) == 1
     assert cookie.value.split(".")[0] not in kept[0].decode()
@@ -182,14 +182,44 @@ async def test_redis_is_asked_once_in_a_while_and_a_session_outlives_its_absence
         assert (await ask(gateway, "GET", SESSION, signed.value))[1]["signed_in"]
 
 
+async def test_a_session_that_is_used_goes_on_up_to_its_fixed_end(redis, keyring, monkeypatch):
+    _, secret = await create_key(redis, name="r", tenant="acme", scopes=["label"])
+    monkeypatch.setattr(sessions, "FRESH_SECONDS", -1.0)
+    book = sessions.Sessions(redis, keyring, KeyCache(redis), seconds=600, longest=1000)
+    _, cookie = await book.begin(secret)
+    (place,) = await redis.keys(keys.session("*"))
+    await redis.expire(place, 595)
+    await book.key_of(cookie)
+    assert await redis.ttl(place) <= 595  # extended only when it is worth a write
+    await redis.expire(place, 100)
+    await book.key_of(cookie)
+    assert 595 < await redis.ttl(place) <= 600
+    digest, end = (await redis.get(place)).decode().split()
+    assert abs(int(end) - time.time() - 1000) < 10
+    await redis.set(place, f"{digest} {int(time.time()) + 300}", ex=50)  # 700 seconds later
+    await book.key_of(cookie)
+    assert 290 < await redis.ttl(place) <= 300
+    await redis.set(place, digest, ex=50)  # as an earlier release kept it: it runs out
+    assert (await book.key_of(cookie)).name == "r"
+    assert await redis.ttl(place) <= 50
+
+
+async def test_a_session_is_never_longer_than_its_fixed_end(redis, keyring):
+    _, secret = await create_key(redis, name="r", tenant="acme", scopes=["label"])
+    book = sessions.Sessions(redis, keyring, KeyCache(redis), seconds=600, longest=60)
+    await book.begin(secret)
+    (place,) = await redis.keys(keys.session("*"))
+    assert await redis.ttl(place) <= 60
+
+
 async def test_memory_keeps_only_the_recent_sessions(redis, keyring, monkeypatch):
     _, secret = await create_key(redis, name="r", tenant="acme", scopes=["label"])
     monkeypatch.setattr(sessions, "REMEMBERED", 3)
-    book = sessions.Sessions(redis, keyring, KeyCache(redis), seconds=60)
+    book = sessions.Sessions(redis, keyring, KeyCache(redis), seconds=60, longest=600)
     cookies = [(await book.begin(secret))[1] for _ in range(5)]
     assert len(book._recent) == 3
     assert (await book.key_of(cookies[0])).name == "r"
-    other = sessions.Sessions(redis, keyring, KeyCache(redis), seconds=60)
+    other = sessions.Sessions(redis, keyring, KeyCache(redis), seconds=60, longest=600)
     assert (await other.key_of(cookies[4])).name == "r"
     with pytest.raises(Unauthenticated):
         await other.key_of(cookies[4][:-1] + "!")
