@@ -21,6 +21,7 @@ from feedback.speakers import with_speakers
 from feedback.split import MIN_RATERS_TO_HOLD_OUT, SplitBy, split_by, split_of
 from feedback.tables import Table, content_sha256, table
 from feedback.texts import Messages, plain_messages, prompt_json
+from feedback.unranked import unranked_rows
 
 Digest = Callable[[str, Messages], str]
 """Keyed hash of a prompt's opening within a tenant; equal for prompts that count as the same."""
@@ -33,7 +34,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     sha256: str
-    """Over the content of the four tables that training reads."""
+    """Over the content of the tables that learning reads."""
     created_at: str
     split_by: SplitBy
     counts: dict[str, int]
@@ -75,15 +76,17 @@ def assemble(
     heldout = heldout_raters(gathered, by_name=bool(settings.feedback.heldout_raters))
     signals_train = settings.feedback.signals_train
     rows = _all_rows(gathered, completions, split=split, now=now, signals_train=signals_train)
-    rankings = capped(_marked(rows.rankings, heldout), settings.feedback.rater_share_cap)
-    ratings = _marked(rows.ratings, heldout)
-    demonstrations = _marked(rows.demonstrations, heldout)
+    share_cap = settings.feedback.rater_share_cap
+    rankings = capped(_marked(rows.rankings, heldout), share_cap)
+    ratings = capped(_marked(rows.ratings, heldout), share_cap)
+    demonstrations = capped(_marked(rows.demonstrations, heldout), share_cap)
     prompts = prompt_rows(gathered.prompt_tokens, completions)
     tables = {
         "rankings": table(rankings),
         "ratings": table(ratings),
         "demonstrations": table(demonstrations),
         "prompts": table(prompts),
+        "unranked": table(unranked_rows(gathered.prompt_tokens, completions, rankings)),
         "fates": [
             {"feedback_id": feedback_id, "status": fate.status, "reason": fate.reason}
             for feedback_id, fate in sorted(rows.fates.items())

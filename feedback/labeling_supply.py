@@ -7,8 +7,9 @@ sampled and filtered by learning/sampling_tasks.py, and raters get tasks from la
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from core.records import ApiKey, Completion, LabelingOutput, LabelingTask
@@ -20,7 +21,6 @@ from feedback.texts import Messages, plain_messages
 RUN = "sampling"
 """Stands for a run in tasks that no round of learning opened."""
 _HALF_LIFE_SECONDS = 7 * 86_400.0
-_UNKNOWN_DISAGREEMENT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,20 @@ def labels_for_training(key: ApiKey, settings: FeedbackSettings, *, now: float) 
     return "label" in key.scopes and lives and key.trains and not heldout
 
 
-def worth(*, traffic: int, age_seconds: float, disagreement: float | None = None) -> float:
+def worth(*, traffic: int, age_seconds: float, disagreement: float = 1.0) -> float:
     """How much a prompt is worth labeling: disagreement x traffic, halved every week.
 
-    `disagreement` is the spread of reward-model scores over the prompt's answers; where none was
-    measured all prompts count alike, and traffic and age decide.
+    `disagreement` is that of the reward model's heads about the prompt's answers.
     """
-    spread = _UNKNOWN_DISAGREEMENT if disagreement is None else disagreement
-    return spread * traffic * math.pow(0.5, max(age_seconds, 0.0) / _HALF_LIFE_SECONDS)
+    return disagreement * traffic * math.pow(0.5, max(age_seconds, 0.0) / _HALF_LIFE_SECONDS)
+
+
+def usual_disagreement(known: Collection[float]) -> float:
+    """What a prompt counts for on which none was measured: the median of those that are known.
+
+    1 where nothing is known, or nobody disagrees about anything: then traffic and age decide.
+    """
+    return median(known) if any(known) else 1.0
 
 
 def candidates(
@@ -65,19 +71,27 @@ def candidates(
     known: Collection[str],
     tenants: Collection[str],
     now: float,
+    disagreement: Mapping[str, float] | None = None,
 ) -> list[Candidate]:
     """The prompts that may become tasks, most worth first, one for each opening.
 
     `known` are tokens that somebody has ranked or that are a task; `traffic` counts completions by
-    opening; `tenants` have raters.
+    opening; `tenants` have raters; `disagreement` is known of some tokens.
     """
+    measured = disagreement or {}
+    usual = usual_disagreement(measured.values())
     best: dict[str, Candidate] = {}
     for completion in counted:
         if completion.token in known or completion.tenant not in tenants or not fits(completion):
             continue
         name = opening(completion)
         age = now - completion.created_at
-        one = Candidate(completion, worth(traffic=max(traffic[name], 1), age_seconds=age))
+        value = worth(
+            traffic=max(traffic[name], 1),
+            age_seconds=age,
+            disagreement=measured.get(completion.token, usual),
+        )
+        one = Candidate(completion, value)
         if name not in best or one.worth > best[name].worth:
             best[name] = one
     return sorted(best.values(), key=lambda c: (-c.worth, c.completion.token))

@@ -158,6 +158,8 @@ def labeling_rows(task: LabelingTask, split: Split) -> tuple[list[RankingRow], l
         return [], []
     rankings, ratings = [], []
     for answer in task.answers:
+        if answer.held:
+            continue
         said = Said(
             task.id, prompt_json(plain), task.user, split, answer.rater, answer.heldout_rater
         )

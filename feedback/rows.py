@@ -55,13 +55,14 @@ class RankingRow:
 
 @dataclass(frozen=True, slots=True)
 class RatingRow:
-    """A thumb (1 up, 0 down) or a rating (1 to 7) of one answer."""
+    """A thumb (1 up, 0 down) or a rating (1 to 7) of one answer; `weight` as of a ranking."""
 
     said: Said
     text: str
     finish_reason: str
     kind: Literal["thumb", "rating"]
     value: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class DemonstrationRow:
 
     said: Said
     text: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,17 @@ class PromptRow:
     messages: str
     user: str
     split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class UnrankedRow:
+    """A prompt that counts, with its different answers, which nobody has ranked."""
+
+    prompt_id: str
+    messages: str
+    user: str
+    created_at: float
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from feedback.rows import DemonstrationRow, PromptRow, RankingRow, RatingRow
+from feedback.rows import DemonstrationRow, PromptRow, RankingRow, RatingRow, UnrankedRow
 
 _SAID = [
     ("feedback_id", pa.string()),
@@ -49,9 +49,10 @@ SCHEMAS: dict[str, Any] = {
             ("finish_reason", pa.string()),
             ("kind", pa.string()),
             ("value", pa.float64()),
+            ("weight", pa.float64()),
         ]
     ),
-    "demonstrations": pa.schema([*_SAID, ("text", pa.string())]),
+    "demonstrations": pa.schema([*_SAID, ("text", pa.string()), ("weight", pa.float64())]),
     "prompts": pa.schema(
         [
             ("prompt_id", pa.string()),
@@ -61,16 +62,27 @@ SCHEMAS: dict[str, Any] = {
             ("split", pa.string()),
         ]
     ),
+    "unranked": pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("messages", pa.string()),
+            ("user", pa.string()),
+            ("created_at", pa.float64()),
+            ("texts", pa.list_(pa.string())),
+        ]
+    ),
     "fates": pa.schema(
         [("feedback_id", pa.string()), ("status", pa.string()), ("reason", pa.string())]
     ),
 }
 """`fates` says what became of each piece of feedback; it is not part of the hash."""
-HASHED = ("rankings", "ratings", "demonstrations", "prompts")
+HASHED = ("rankings", "ratings", "demonstrations", "prompts", "unranked")
 Table = list[dict[str, Any]]
 
 
-def table(rows: Sequence[RankingRow | RatingRow | DemonstrationRow | PromptRow]) -> Table:
+def table(
+    rows: Sequence[RankingRow | RatingRow | DemonstrationRow | PromptRow | UnrankedRow],
+) -> Table:
     """Rows as values of the columns, in an order that depends on nothing but them."""
     return sorted((_flat(asdict(row)) for row in rows), key=_canonical)
 

@@ -1,16 +1,19 @@
-"""Attention for packed rows on a CPU, for models of transformers to use by name.
+"""Attention for packed rows, for models of transformers to use by name.
 
-The blocks of a row are small and most of a row's square is masked. Plain products of matrices over
-one group at a time take half the time of PyTorch's fused CPU kernel there, whose backward pass is
-slow and visits masked blocks too; rotary positions, heads and caches stay transformers' business.
-On other devices, and for very long groups, the fused kernel does the work.
+The blocks of a row are small and most of a row's square is masked. On a CPU plain products of
+matrices over one group at a time take half the time of PyTorch's fused kernel, whose backward pass
+is slow and visits masked blocks too. On an accelerator the mask comes by blocks, and FlexAttention,
+compiled once, skips those that nobody may see. Very long groups on a CPU are left to the fused
+kernel; rotary positions, heads and caches stay transformers' business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -26,7 +29,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | BlockMask | None,
     *,
     scaling: float | None = None,
     group_lengths: Sequence[int] = (),
@@ -35,9 +38,11 @@ def packed_attention(
     """Attention within each group of a row; the signature is transformers'.
 
     `query` (1, heads, length, head_dim), `key` and `value` (1, kv_heads, length, head_dim),
-    `attention_mask` (1, 1, length, length) to be added; `group_lengths` add up to length.
-    Returns (1, length, heads, head_dim).
+    `attention_mask` (1, 1, length, length) to be added, or by blocks; `group_lengths` add up to
+    length. Returns (1, length, heads, head_dim).
     """
+    if isinstance(attention_mask, BlockMask):
+        return _by_blocks(query, key, value, attention_mask, scaling), None
     plain = query.device.type == "cpu" and max(group_lengths, default=0) <= LONGEST_PLAIN_GROUP
     if not group_lengths or not plain or attention_mask is None:
         return sdpa_attention_forward(
@@ -52,6 +57,30 @@ def packed_attention(
         groups.append(_within(query[0, :, at] * scale, key[0, :, at], value[0, :, at], mask))
         start += length
     return torch.cat(groups)[None], None  # (1, length, heads, head_dim)
+
+
+def _by_blocks(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None
+) -> Tensor:
+    """FlexAttention over the whole row; key heads are shared, not copied."""
+    attend: Callable[..., Any] = flex_attention
+    if query.device.type != "cpu":
+        attend = _compiled_flex()
+    mixed: Tensor = attend(
+        query,
+        key,
+        value,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return mixed.transpose(1, 2).contiguous()  # (1, length, heads, head_dim)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    """The fused kernel; compiled for any length of row, because no two rows are alike."""
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def _within(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class Ranking:
     heldout_rater: bool
     weight: float
     """Before normalisation: (K - 1) times the weight that the snapshot gives."""
+    rater: str = ""
+    """Whose word it is: a hash."""
 
     @property
     def num_pairs(self) -> int:
@@ -62,6 +64,8 @@ class Judgement:
     kind: Literal["thumb", "rating"]
     level: int
     """Thumb: 0 down, 1 up. Rating: 0 to 6, which is the rating less one."""
+    weight: float = 1.0
+    """Below 1 where the rater would otherwise pass their share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class FeedbackData:
     judgements: list[Judgement]
     """Of the training split, by raters who are not held out."""
     demonstrations: list[Group]
-    """Of the training split."""
+    """Of the training split, by raters who are not held out."""
 
     def split(self, name: Split) -> list[RankedGroup]:
         """The ranked groups of one split."""
@@ -88,12 +92,19 @@ def read_feedback(folder: Path, tokenizer: PreTrainedTokenizerBase) -> FeedbackD
             for row in _rows(folder / "ratings.parquet")
             if row["split"] == "train" and not row["heldout_rater"]
         ],
-        demonstrations=[
-            _single(row, tokenizer)
-            for row in _rows(folder / "demonstrations.parquet")
-            if row["split"] == "train"
-        ],
+        demonstrations=read_demonstrations(folder, tokenizer, split="train"),
     )
+
+
+def read_demonstrations(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, *, split: Split
+) -> list[Group]:
+    """The demonstrations of one split, but those of held-out raters, who never train."""
+    return [
+        _single(row, tokenizer)
+        for row in _rows(folder / "demonstrations.parquet")
+        if row["split"] == split and not row["heldout_rater"]
+    ]
 
 
 def ranked_groups(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[RankedGroup]:
@@ -154,13 +165,17 @@ def _ranking(row: Row, places: Mapping[tuple[str, int], int]) -> Ranking:
         ranks=tuple(a["rank"] for a in answers),
         heldout_rater=row["heldout_rater"],
         weight=ranking_weight(len(answers)) * row["weight"],
+        rater=row["rater"],
     )
 
 
 def _judgement(row: Row, tokenizer: PreTrainedTokenizerBase) -> Judgement:
     lowest = 1 if row["kind"] == "rating" else 0
     return Judgement(
-        group=_single(row, tokenizer), kind=row["kind"], level=round(row["value"]) - lowest
+        group=_single(row, tokenizer),
+        kind=row["kind"],
+        level=round(row["value"]) - lowest,
+        weight=row.get("weight", 1.0),
     )
 
 

@@ -137,11 +137,19 @@ def scores(model: RewardModel, packed: Packed) -> Tensor:
     The mean learns from few comparisons what a reading at the last token alone does not
     (docs/implementation-details.md).
     """
-    hidden = attend(model.classifier, packed)[0, packed.answer_mask]  # (answer tokens, width)
-    answer = packed.answer_index[packed.answer_mask] - packed.answer_ids[0]  # (answer tokens,)
-    sums = hidden.new_zeros(len(packed.answer_ids), dtype=torch.float32)
-    sums = sums.index_add(0, answer, _project(model, hidden))  # (num_answers,)
-    return sums / torch.bincount(answer, minlength=len(sums))
+    hidden, answer = _answer_hidden(model, packed)
+    return _answer_means(_project(model, hidden), answer, len(packed.answer_ids))
+
+
+def scores_and_features(model: RewardModel, packed: Packed) -> tuple[Tensor, Tensor]:
+    """Scores as `scores` gives them, and what they are a projection of, without its gradient.
+
+    The features (num_answers, width) fp32 are the means of the answers' hidden states.
+    """
+    hidden, answer = _answer_hidden(model, packed)
+    num_answers = len(packed.answer_ids)
+    features = _answer_means(hidden.detach().float(), answer, num_answers)
+    return _answer_means(_project(model, hidden), answer, num_answers), features
 
 
 def save_reward_model(model: RewardModel, folder: Path, *, tokenizer_from: Path) -> None:
@@ -169,6 +177,19 @@ def ending_tokens(config: PretrainedConfig) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _answer_hidden(model: RewardModel, packed: Packed) -> tuple[Tensor, Tensor]:
+    """Hidden states (answer tokens, width), and which of the row's answers each belongs to."""
+    hidden = attend(model.classifier, packed)[0, packed.answer_mask]
+    return hidden, packed.answer_index[packed.answer_mask] - packed.answer_ids[0]
+
+
+def _answer_means(values: Tensor, answer: Tensor, num_answers: int) -> Tensor:
+    """Means over each answer's tokens, (num_answers, ...) fp32, of values (answer tokens, ...)."""
+    sums = values.new_zeros(num_answers, *values.shape[1:], dtype=torch.float32)
+    tokens = torch.bincount(answer, minlength=num_answers)
+    return sums.index_add(0, answer, values) / tokens.view(-1, *[1] * (values.dim() - 1))
 
 
 def _project(model: RewardModel, hidden: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ the prompt for every answer, so that each answer reads as if it stood alone. Kno
 or of where groups come from; rows go to learning/logprobs.py and learning/models.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
+
+from learning.attention import PACKED_ATTENTION
 
 PROMPT = -1
 """What `Packed.answer_index` holds for the tokens of prompts."""
@@ -46,8 +49,6 @@ class Packed:
     """(1, length) int64"""
     position_ids: Tensor
     """(1, length) int64, restarted for each answer at its prompt's length"""
-    attention_mask: Tensor
-    """(1, 1, length, length) bool, True where a token (row) may look at another (column)"""
     answer_mask: Tensor
     """(length,) bool, True at tokens of answers"""
     predictor: Tensor
@@ -60,6 +61,20 @@ class Packed:
     """(num_answers,) int64, the numbers of the answers in this row"""
     group_lengths: tuple[int, ...]
     """Tokens of each group, in order; they add up to length"""
+
+    @property
+    def group_index(self) -> Tensor:
+        """(length,) int64, the group of the row that a token belongs to."""
+        device = self.input_ids.device
+        lengths = torch.tensor(self.group_lengths, device=device)
+        return torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(1, 1, length, length) bool, True where a token (row) may look at another (column)."""
+        places = torch.arange(self.num_tokens, device=self.input_ids.device)
+        look = may_look(self.group_index, self.answer_index)
+        return look(places[:, None], places[None, :])[None, None]
 
     @property
     def num_tokens(self) -> int:
@@ -97,11 +112,21 @@ def attend(model: PreTrainedModel, packed: Packed) -> Tensor:
     """Hidden states (1, length, width) of the last layer of the model's body for one row.
 
     The model's attention must take a mask of four dimensions: PACKED_ATTENTION of
-    learning/attention.py, which is the fast one on a CPU, "sdpa" or "eager".
+    learning/attention.py, which is the fast one, "sdpa" or "eager". On an accelerator the former
+    gets its mask by blocks, and no square of the row is ever held.
     """
+    fast = model.config._attn_implementation == PACKED_ATTENTION
+    if fast and packed.input_ids.device.type != "cpu":
+        return attend_through(model, packed, block_mask(packed))
+    may = packed.attention_mask
+    mask = torch.zeros_like(may, dtype=model.dtype)
+    mask.masked_fill_(~may, torch.finfo(model.dtype).min)
+    return attend_through(model, packed, mask)
+
+
+def attend_through(model: PreTrainedModel, packed: Packed, mask: Tensor | BlockMask) -> Tensor:
+    """What `attend` gives, with a mask that adds to logits, or one by blocks."""
     body = model.base_model
-    mask = torch.zeros_like(packed.attention_mask, dtype=model.dtype)
-    mask.masked_fill_(~packed.attention_mask, torch.finfo(model.dtype).min)
     output = body(
         input_ids=packed.input_ids,
         attention_mask=mask,
@@ -111,6 +136,32 @@ def attend(model: PreTrainedModel, packed: Packed) -> Tensor:
     )
     hidden: Tensor = output.last_hidden_state
     return hidden  # (1, length, width)
+
+
+def block_mask(packed: Packed) -> BlockMask:
+    """The row's mask for FlexAttention: which blocks are seen whole, in part, or never visited."""
+    look = may_look(packed.group_index, packed.answer_index)
+    length = packed.num_tokens
+
+    def allowed(_batch: Tensor, _head: Tensor, from_token: Tensor, to_token: Tensor) -> Tensor:
+        return look(from_token, to_token)
+
+    return create_block_mask(allowed, None, None, length, length, device=packed.input_ids.device)
+
+
+def may_look(group_index: Tensor, answer_index: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Whether a token may look at another: back, in its group, at its prompt or its own answer.
+
+    Of two places, or of two tensors of places, which go together as PyTorch has it.
+    """
+
+    def look(from_token: Tensor, to_token: Tensor) -> Tensor:
+        back = from_token >= to_token
+        same_group = group_index[from_token] == group_index[to_token]
+        own = answer_index[from_token] == answer_index[to_token]
+        return back & same_group & (own | (answer_index[to_token] == PROMPT))
+
+    return look
 
 
 def _fill_rows(groups: Sequence[Group], token_budget: int) -> Iterator[list[Group]]:
@@ -131,10 +182,9 @@ def _lay_out(groups: Sequence[Group], first_answer: int) -> Packed:
     tokens: list[int] = []
     positions: list[int] = []
     predictor: list[int] = []
-    group_index: list[int] = []
     answer_index: list[int] = []
     last_token: list[int] = []
-    for number, group in enumerate(groups):
+    for group in groups:
         length = len(group.prompt)
         tokens += group.prompt
         positions += range(length)
@@ -148,12 +198,10 @@ def _lay_out(groups: Sequence[Group], first_answer: int) -> Packed:
             predictor += [prompt_end, *range(start, start + len(answer) - 1)]
             answer_index += [first_answer + len(last_token)] * len(answer)
             last_token.append(len(tokens) - 1)
-        group_index += [number] * group.num_tokens
     answers = torch.tensor(answer_index)  # (length,)
     return Packed(
         input_ids=torch.tensor([tokens]),
         position_ids=torch.tensor([positions]),
-        attention_mask=_may_look(torch.tensor(group_index), answers)[None, None],
         answer_mask=answers != PROMPT,
         predictor=torch.tensor(predictor),
         answer_index=answers,
@@ -161,13 +209,3 @@ def _lay_out(groups: Sequence[Group], first_answer: int) -> Packed:
         answer_ids=torch.arange(first_answer, first_answer + len(last_token)),
         group_lengths=tuple(group.num_tokens for group in groups),
     )
-
-
-def _may_look(group_index: Tensor, answer_index: Tensor) -> Tensor:
-    """(length, length) bool: back in the same group, at its prompt or at the own answer."""
-    length = len(group_index)
-    back = torch.ones(length, length, dtype=torch.bool).tril()
-    same_group = group_index[:, None] == group_index[None, :]
-    own = answer_index[:, None] == answer_index[None, :]
-    of_prompt = (answer_index == PROMPT)[None, :]
-    return back & same_group & (own | of_prompt)  # (length, length)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from core.hyperparameters import RewardModelSettings
 from learning.dataset import NUM_RATING_LEVELS, Judgement, RankedGroup, Ranking
-from learning.models import RewardModel, scores
+from learning.disagreement import Heads, head_losses
+from learning.models import RewardModel, scores_and_features
 from learning.packing import Group, pack
 from learning.preference_loss import count_right, ranking_loss, threshold_loss
 
@@ -70,12 +71,18 @@ class Evaluation:
     """Keyed by whether the raters are held out."""
     scores: list[Tensor] = field(default_factory=list)
     """Of each group, (answers,)."""
+    ensemble: Tally = field(default_factory=Tally)
+    """Of the heads' mean score, where there are heads."""
 
-    def add(self, ranked: RankedGroup, group_scores: Tensor) -> None:
-        """Count all rankings of one group."""
+    def add(
+        self, ranked: RankedGroup, group_scores: Tensor, head_scores: Tensor | None = None
+    ) -> None:
+        """Count all rankings of one group, given scores (answers,) and those of heads."""
         self.scores.append(group_scores)
         for ranking in ranked.rankings:
             self.by_raters[ranking.heldout_rater].add(ranking, group_scores)
+            if head_scores is not None:
+                self.ensemble.add(ranking, head_scores.mean(dim=0))
 
     def tallies(self) -> dict[str, Tally]:
         """By the names that figures and metrics use."""
@@ -83,6 +90,7 @@ class Evaluation:
             "validation": self.total(),
             "validation_training_raters": self.by_raters[False],
             "validation_heldout_raters": self.by_raters[True],
+            "ensemble": self.ensemble,
         }
 
     def total(self) -> Tally:
@@ -178,20 +186,27 @@ def shuffle_labels(ranked: Sequence[RankedGroup], *, seed: int) -> list[RankedGr
 
 
 def add_gradients(
-    model: RewardModel, cuts: Cuts, batch: Batch, settings: RewardModelSettings
+    model: RewardModel,
+    cuts: Cuts,
+    batch: Batch,
+    settings: RewardModelSettings,
+    heads: Heads | None = None,
 ) -> float:
     """Add the gradients of one batch's loss, row by row; returns the loss.
 
     The loss is the mean over prompts of their weighted rankings' losses, and `thumb_weight` times
-    the mean over judgements. The sizes are the batch's, so that rows change nothing.
+    the mean over judgements. The sizes are the batch's, so that rows change nothing. Heads get
+    gradients of their own from the rankings; the model gets none from them.
     """
     total = 0.0
     groups = [r.group for r in batch.ranked] + [j.group for j in batch.judgements]
     num_ranked = len(batch.ranked)
-    for row in scored_rows(model, groups, token_budget=settings.token_budget):
+    for row in featured_rows(model, groups, token_budget=settings.token_budget):
         losses = []
-        for number, group_scores in row:
+        for number, group_scores, features in row:
             if number < num_ranked:
+                if heads is not None:
+                    _add_head_gradients(heads, batch.ranked[number], features, num_ranked)
                 rankings = batch.ranked[number].rankings
                 losses += [
                     r.weight * ranking_loss(*_of_ranking(r, group_scores)) / num_ranked
@@ -200,7 +215,7 @@ def add_gradients(
             else:
                 judgement = batch.judgements[number - num_ranked]
                 share = settings.thumb_weight / len(batch.judgements)
-                losses.append(share * cuts.loss(judgement, group_scores))
+                losses.append(share * judgement.weight * cuts.loss(judgement, group_scores))
         loss = torch.stack(losses).sum()
         torch.autograd.backward([loss])
         total += float(loss.detach())
@@ -211,13 +226,25 @@ def scored_rows(
     model: RewardModel, groups: Sequence[Group], *, token_budget: int
 ) -> Iterator[list[tuple[int, Tensor]]]:
     """Row by row, each group's number and its answers' scores (answers,)."""
+    for row in featured_rows(model, groups, token_budget=token_budget):
+        yield [(number, group_scores) for number, group_scores, _ in row]
+
+
+def featured_rows(
+    model: RewardModel, groups: Sequence[Group], *, token_budget: int
+) -> Iterator[list[tuple[int, Tensor, Tensor]]]:
+    """Row by row, each group's number, its answers' scores (answers,) and features for heads.
+
+    Features are (answers, width), without a gradient.
+    """
     device = model.bias.device
     first = 0
     for packed in pack(groups, token_budget=token_budget):
         numbers = range(first, first + len(packed.group_lengths))
         sizes = [len(groups[number].answers) for number in numbers]
-        flat = scores(model, packed.to(device))  # (answers of the row,)
-        yield list(zip(numbers, torch.split(flat, sizes), strict=True))
+        flat, features = scores_and_features(model, packed.to(device))  # (answers of the row, ...)
+        parts = torch.split(flat, sizes), torch.split(features, sizes)
+        yield list(zip(numbers, *parts, strict=True))
         first = numbers.stop
 
 
@@ -239,7 +266,19 @@ def scale_of(group_scores: Sequence[Tensor]) -> tuple[float, float, float]:
     return float(together.mean()), float(together.std()), mean_within
 
 
+def _add_head_gradients(
+    heads: Heads, ranked: RankedGroup, features: Tensor, num_ranked: int
+) -> None:
+    """As the main head learns from a prompt, but as often as each head's sample has it."""
+    scores = heads.scores(features)  # (heads, answers)
+    losses = [
+        ranking.weight * head_losses(*_of_ranking(ranking, scores)) for ranking in ranked.rankings
+    ]
+    together = torch.stack(losses).sum(dim=0)  # (heads,)
+    torch.autograd.backward([(heads.counts(ranked.group.prompt) * together).sum() / num_ranked])
+
+
 def _of_ranking(ranking: Ranking, group_scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and ranks, both (answers of the ranking,)."""
+    """Scores (..., answers of the ranking) and ranks (answers of the ranking,)."""
     places = torch.tensor(ranking.answers, device=group_scores.device)
-    return group_scores[places], torch.tensor(ranking.ranks, device=group_scores.device)
+    return group_scores[..., places], torch.tensor(ranking.ranks, device=group_scores.device)

@@ -30,6 +30,7 @@ from feedback.pii.worker import PiiFailed
 from feedback.sealed_texts import PiiFilter
 from feedback.split import prompt_opening
 from feedback.texts import texts_of
+from learning.labeling_worth import read_disagreement
 from learning.work import Work
 
 PRIORITY = 100
@@ -123,7 +124,7 @@ async def _open_one(
         now=time.time(),
     )
     with redis_errors():
-        if not await work.redis.exists(keys.completion(about.token)):
+        if not await store.is_logged(work.redis, about.token):
             return False  # erased while the engine answered
     await labeling.open_tasks(work.redis, [task])
     return True
@@ -230,6 +231,7 @@ async def _chosen(
         known=await _known(redis, keyring, list(counted.values())),
         tenants=await _tenants(redis, settings),
         now=time.time(),
+        disagreement=await read_disagreement(redis, sorted(counted)),
     )
     return found, list(everything.values())
 

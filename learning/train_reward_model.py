@@ -1,7 +1,8 @@
 """The stage that turns a snapshot's feedback into a reward model (the paper, section 3.5).
 
-Reads the snapshot and the anchor, writes `out/model` and the figures. Which numbers it uses and
-why: docs/implementation-details.md. Next stage: learning/train_policy.py.
+Reads the snapshot and the anchor, writes `out/model`, how much the ensemble disagrees about logged
+prompts, and the figures. Which numbers it uses and why: docs/implementation-details.md. Next stage:
+learning/train_policy.py.
 """
 
 import logging
@@ -11,38 +12,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from core.hyperparameters import RewardModelSettings
 from learning.dataset import FeedbackData, RankedGroup, read_feedback
-from learning.models import freeze_bottom, init_reward_model, save_reward_model
-from learning.optimizer import MasterAdamW
+from learning.disagreement import save_heads
+from learning.models import save_reward_model
 from learning.packing import Group
-from learning.reward_loop import (
-    Done,
-    Training,
-    evaluate,
-    load_checkpoint,
-    measures,
-    score_all,
-    train,
-)
+from learning.reward_folds import across_raters
+from learning.reward_loop import Part, Training, evaluate, measures, score_all, set_up, train
+from learning.reward_raters import reliability, weighted
+from learning.reward_report import calibration, favourites, features_of, regressed, vader
 from learning.reward_training import (
-    Cuts,
     Evaluation,
     num_pairs,
-    plan_batches,
     scale_of,
     shuffle_labels,
     trained_rankings,
 )
+from learning.reward_unranked import score_unranked
 from learning.stage import NotEnoughData, Stage, run
 
 EVALUATED_GROUPS = 256
 """At most so many prompts are scored for accuracy: 28 pairs each give it to within a percent."""
 SCALED_GROUPS = 24
 """Training prompts that fix the score's mean and standard deviation, and the training accuracy."""
+TRAINING_SHARE = 0.9
+"""Of the time of a training with all that belongs to it, for the progress bar."""
 
 Item = TypeVar("Item", RankedGroup, Group)
 
@@ -58,24 +55,35 @@ def main(stage: Stage) -> dict[str, Any]:
     transformers_logging.set_verbosity(logging.ERROR)
     tokenizer = AutoTokenizer.from_pretrained(stage.path("anchor"), local_files_only=True)
     data = read_feedback(stage.path("snapshot"), tokenizer)
-    ranked = _training_groups(stage, data, settings)
-    training = _set_up(stage, ranked, data, settings)
-    train(stage, training, settings)
-    unseen = training.done.epochs[training.done.best_epoch - 1]
-    _require_accuracy(unseen, settings)
-    stage.progress(0.95, "fixing the score's scale")
-    some = _sample(ranked, SCALED_GROUPS, stage.inputs["seed"])
-    seen = evaluate(stage, training.model, some, token_budget=settings.token_budget)
-    figures = _figures(training, measures({"train": seen.total()}) | unseen, settings)
-    figures |= _rescale(stage, training, seen, data, settings)
-    save_reward_model(training.model, stage.partial / "model", tokenizer_from=stage.path("anchor"))
-    return figures | {"shuffled_labels": bool(stage.inputs.get("shuffle_labels"))}
+    ranked, weights = _training_groups(stage, data, settings)
+    unseen = _sample(data.split("validation"), EVALUATED_GROUPS, stage.inputs["seed"])
+    share = 1.0 / (1.0 + settings.rater_folds)
+    figures = _make_model(stage, settings, data, tokenizer, ranked=ranked, unseen=unseen, end=share)
+    if settings.rater_folds:
+        figures["rater_folds"] = across_raters(
+            stage,
+            settings,
+            train_split=ranked,
+            unseen=unseen,
+            epoch=figures["chosen_epoch"],
+            begins=share,
+        )
+    return figures | {
+        "shuffled_labels": bool(stage.inputs.get("shuffle_labels")),
+        "rater_weights": sorted(weights.values()),
+    }
 
 
 def _training_groups(
     stage: Stage, data: FeedbackData, settings: RewardModelSettings
-) -> list[RankedGroup]:
-    ranked = trained_rankings(data.split("train"))
+) -> tuple[list[RankedGroup], dict[str, float]]:
+    """What is trained on, and how much each rater's word weighs where that is asked for."""
+    weights: dict[str, float] = {}
+    heard = data.split("train")
+    if settings.rater_weights:
+        weights = reliability(trained_rankings(heard))
+        heard = weighted(heard, weights)
+    ranked = trained_rankings(heard)
     pairs = num_pairs(ranked)
     if pairs < settings.min_comparisons:
         raise NotEnoughData(
@@ -83,37 +91,62 @@ def _training_groups(
             "(learning.reward_model.min_comparisons): collect more rankings"
         )
     if stage.inputs.get("shuffle_labels"):
-        return shuffle_labels(ranked, seed=stage.inputs["seed"])
-    return ranked
+        return shuffle_labels(ranked, seed=stage.inputs["seed"]), weights
+    return ranked, weights
 
 
-def _set_up(
-    stage: Stage, ranked: list[RankedGroup], data: FeedbackData, settings: RewardModelSettings
-) -> Training:
-    """A fresh model and optimiser, or where the checkpoint left them."""
-    seed = stage.inputs["seed"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = init_reward_model(
-        stage.path("anchor"), head_init_std=settings.head_init_std, seed=seed
-    ).to(device)
-    freeze_bottom(model, settings.frozen_share)
-    cuts = Cuts().to(device)
-    training = Training(
-        model=model,
-        cuts=cuts,
-        optimizer=MasterAdamW(
-            model.parameters(),
-            fast=cuts.parameters(),
-            fast_factor=settings.cut_rate_factor,
-            betas=settings.adam_betas,
-            eps=settings.adam_eps,
-        ),
-        batches=plan_batches(ranked, data.judgements, settings=settings, seed=seed),
-        unseen=_sample(data.split("validation"), EVALUATED_GROUPS, seed),
-        done=Done(),
+def _make_model(
+    stage: Stage,
+    settings: RewardModelSettings,
+    data: FeedbackData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    ranked: list[RankedGroup],
+    unseen: list[RankedGroup],
+    end: float,
+) -> dict[str, Any]:
+    """The model and what belongs to it, written until `end` of the stage's time; the figures."""
+    training = set_up(
+        stage,
+        settings,
+        ranked=ranked,
+        judgements=data.judgements,
+        unseen=unseen,
+        part=Part(stage.checkpoint, begins=0.0, ends=TRAINING_SHARE * end),
+        num_heads=settings.heads,
     )
-    load_checkpoint(stage, training)
-    return training
+    train(stage, training, settings)
+    measured = training.done.epochs[training.done.best_epoch - 1]
+    _require_accuracy(measured, settings)
+    stage.progress((1.0 + TRAINING_SHARE) / 2 * end, "fixing the score's scale")
+    some = _sample(ranked, SCALED_GROUPS, stage.inputs["seed"])
+    seen = evaluate(stage, training.model, some, token_budget=settings.token_budget)
+    figures = _figures(training, measures({"train": seen.total()}) | measured, settings)
+    figures |= _learned(training, some, seen, tokenizer)
+    figures |= _rescale(stage, training, seen, data, settings)
+    save_reward_model(training.model, stage.partial / "model", tokenizer_from=stage.path("anchor"))
+    return figures | _keep_heads(stage, training, tokenizer, settings)
+
+
+def _keep_heads(
+    stage: Stage,
+    training: Training,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+) -> dict[str, Any]:
+    """Write the ensemble, and what it says of logged prompts that nobody has ranked."""
+    if training.heads is None:
+        return {"heads": 0}
+    save_heads(training.heads.weight, stage.partial / "model")
+    scored = score_unranked(
+        stage,
+        training.model,
+        training.heads,
+        tokenizer,
+        most=settings.scored_prompts,
+        token_budget=settings.token_budget,
+    )
+    return {"heads": len(training.heads.weight), "scored_prompts": scored}
 
 
 def _require_accuracy(
@@ -133,6 +166,29 @@ def _require_accuracy(
         )
 
 
+def _learned(
+    training: Training,
+    some: Sequence[RankedGroup],
+    seen: Evaluation,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """Calibration on unseen pairs, and what the score goes with: unseen prompts, else trained."""
+    unseen, scores = training.unseen, training.done.best_scores
+    groups, values = (unseen, scores) if unseen else (some, seen.scores)
+    sentiment = vader()
+    texts = [
+        [str(tokenizer.decode(list(a), skip_special_tokens=True)) for a in g.group.answers]
+        for g in groups
+    ]
+    return {
+        "calibration": calibration(*favourites(unseen, scores)),
+        "score_goes_with": regressed(
+            [value.tolist() for value in values],
+            [[features_of(text, sentiment) for text in group] for group in texts],
+        ),
+    }
+
+
 def _rescale(
     stage: Stage,
     training: Training,
@@ -143,7 +199,7 @@ def _rescale(
     """Give the score its zero and, unless only the bias is asked for, its unit.
 
     The reference is the answers of training prompts; with "bias" it is the demonstrations, as in
-    the paper (section 3.5), where there are any.
+    the paper (section 3.5), where there are any. The heads keep the unit of the score.
     """
     mean, spread, within = scale_of(seen.scores)
     gain = 1.0
@@ -154,6 +210,8 @@ def _rescale(
         scored = score_all(stage, training.model, some, token_budget=settings.token_budget)
         mean = scale_of([group_scores for _, group_scores in scored])[0]
     training.model.rescale(gain, -mean * gain)
+    if training.heads is not None:
+        training.heads.set_weight(training.heads.weight * gain)
     return {
         "gain": gain,
         "bias": -mean * gain,

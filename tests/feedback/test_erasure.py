@@ -64,6 +64,7 @@ async def fill(world) -> dict[str, str]:
     ids["free"] = await world.show("ann", f"{CANARY} free", at=at, prompt="A desert:")
     await store.mark_used(redis, [ids["vote"]], "v0001")
     await redis.hset(keys.held_decisions(), ids["anns"], "x")
+    await redis.hset(keys.disagreement(), mapping={token_of(ids[n]): 0.5 for n in ("ann", "bob")})
     await put_runs(world)
     late = entry(world.keyring, prompt=f"{CANARY} late?", created_at=at)
     held = entry(world.keyring, prompt=f"{CANARY} held?", created_at=at)
@@ -202,6 +203,7 @@ async def check_erased(world, ids) -> None:
     assert await world.redis.xlen(keys.inbox()) == 1
     assert await world.redis.hlen(keys.quarantine()) == 0
     assert await world.redis.hlen(keys.held_decisions()) == 0
+    assert await world.redis.hkeys(keys.disagreement()) == [token_of(ids["bob"]).encode()]
     rows = parquet.read_table(
         world.settings.state_dir / "runs/run-1/snapshot/out/ratings.parquet"
     ).to_pylist()
@@ -319,7 +321,7 @@ async def test_a_round_that_reads_the_person_is_cancelled_and_then_cleaned(world
     erasure_id = await ask_erasure(world)
     assert await erase(world) == 0
     assert (await loop.read_notes(world.redis)).cancel == "run-1"
-    assert (await erasure.receipt(world.redis, erasure_id)).step == "completions"
+    assert (await erasure.receipt(world.redis, erasure_id)).step == "archive"
     await world.redis.delete(keys.run_current())
     assert await erase(world) == 1
     await check_erased(world, ids)

@@ -21,7 +21,7 @@ def logged(token, *, said="Name a river.", **fields):
     return completion(token, messages=messages, **{"created_at": NOW, **fields})
 
 
-def found(*counted, traffic=None, known=(), tenants=("acme",)):
+def found(*counted, traffic=None, known=(), tenants=("acme",), disagreement=None):
     return [
         one.completion.token
         for one in supply.candidates(
@@ -31,6 +31,7 @@ def found(*counted, traffic=None, known=(), tenants=("acme",)):
             known=set(known),
             tenants=set(tenants),
             now=NOW,
+            disagreement=disagreement,
         )
     ]
 
@@ -44,6 +45,23 @@ def test_worth_is_disagreement_times_traffic_and_halves_in_a_week():
     assert supply.worth(traffic=3, age_seconds=0) == 3.0
     assert supply.worth(traffic=2, age_seconds=-5, disagreement=2.0) == 4.0  # clocks differ
     assert supply.worth(traffic=9, age_seconds=0, disagreement=0.0) == 0.0
+
+
+def test_with_equal_traffic_what_heads_disagree_about_comes_first_and_it_is_a_product():
+    three = [logged(name, said=name) for name in "abc"]
+    assert found(*three, disagreement={"a": 0.1, "b": 0.9, "c": 0.5}) == ["b", "c", "a"]
+    busy = {"a": 10}  # 10 x 0.3 against 1 x 2.0: as a sum as well; 10 x 0.1 against 1 x 2.0: not
+    assert found(*three, traffic=busy, disagreement={"a": 0.3, "b": 2.0, "c": 0.5})[0] == "a"
+    assert found(*three, traffic=busy, disagreement={"a": 0.1, "b": 2.0, "c": 0.5})[0] == "b"
+
+
+def test_a_prompt_without_a_value_counts_as_the_median_one():
+    five = [logged(name, said=name) for name in "abcde"]
+    order = found(*five, disagreement={"a": 0.2, "b": 0.8, "c": 0.4, "gone": 0.4})
+    assert order == ["b", "c", "d", "e", "a"]  # equal ones by name
+    assert supply.usual_disagreement([0.2, 0.8, 0.4, 0.5]) == pytest.approx(0.45)
+    assert supply.usual_disagreement([]) == supply.usual_disagreement([0.0, 0.0]) == 1.0
+    assert found(*five, traffic={"e": 2}, disagreement={"gone": 0.0})[0] == "e"
 
 
 def test_what_many_ask_comes_first_then_what_is_new_and_each_opening_once():

@@ -280,7 +280,7 @@ async def test_a_snapshot_replaces_the_folder_whole_and_leaves_nothing_beside_it
     await world.snapshot(folder)
     assert sorted(p.name for p in folder.iterdir()) == [
         "demonstrations.parquet", "fates.parquet", "manifest.json",
-        "prompts.parquet", "rankings.parquet", "ratings.parquet",
+        "prompts.parquet", "rankings.parquet", "ratings.parquet", "unranked.parquet",
     ]  # fmt: skip
     assert [p.name for p in folder.parent.iterdir()] == ["s"]
     assert (folder.stat().st_mode & 0o077) == 0

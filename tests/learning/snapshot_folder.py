@@ -49,11 +49,20 @@ _SCHEMAS = {
             ("split", pa.string()),
         ]
     ),
+    "unranked": pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("messages", pa.string()),
+            ("user", pa.string()),
+            ("created_at", pa.float64()),
+            ("texts", pa.list_(pa.string())),
+        ]
+    ),
 }
 
 
 def write_snapshot(folder: Path, **rows: list[dict]) -> Path:
-    """Rows of rankings, ratings, demonstrations and prompts; what is left out is empty."""
+    """Rows of rankings, ratings, demonstrations, prompts, unranked; what is left out is empty."""
     folder.mkdir(parents=True)
     for name, schema in _SCHEMAS.items():
         table = pa.Table.from_pylist(rows.get(name, []), schema=schema)
@@ -116,6 +125,12 @@ def rating(prompt: str, text: str, kind: str, value: float, **other) -> dict:
         "value": value,
         **other,
     }
+
+
+def unranked(token: str, prompt: str, *texts: str, created_at: float = 0.0) -> dict:
+    """One row of unranked.parquet."""
+    row = {"prompt_id": token, "messages": chat(prompt), "user": "u"}
+    return {**row, "created_at": created_at, "texts": texts}
 
 
 def demonstration(prompt: str, text: str, **other) -> dict:

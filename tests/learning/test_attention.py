@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from learning.attention import LONGEST_PLAIN_GROUP, PACKED_ATTENTION, packed_attention
-from learning.packing import attend, pack
-from tests.learning.packing_cases import GROUPS, tiny_llama
+from learning.packing import Group, attend, attend_through, block_mask, pack
+from tests.learning.packing_cases import GROUPS, VOCABULARY, tiny_llama
 
 
 @pytest.mark.parametrize("budget", [1, 21, 28])
@@ -23,6 +23,32 @@ def test_hidden_states_and_gradients_are_those_of_pytorchs_kernel(budget):
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in their_gradients.items():
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()  # FlexAttention has no backward pass on a CPU
+def test_flex_attention_over_a_block_mask_sees_what_pytorchs_kernel_sees():
+    model = tiny_llama()
+    draw = torch.Generator().manual_seed(5)
+    long = [  # together over two blocks of 128
+        Group(
+            torch.randint(3, VOCABULARY, (40,), generator=draw).tolist(),
+            torch.randint(3, VOCABULARY, (3, 17), generator=draw).tolist(),
+        )
+        for _ in range(3)
+    ]
+    for row in [*pack([*GROUPS, *long], token_budget=500), *pack(GROUPS, token_budget=15)]:
+        model.set_attn_implementation("sdpa")
+        expected = attend(model, row)
+        model.set_attn_implementation(PACKED_ATTENTION)
+        ours = attend_through(model, row, block_mask(row))
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_nobody_may_see_are_skipped():
+    one, other = (Group([n] * 100, [[n + 1] * 28]) for n in (5, 9))
+    (row,) = pack([one, other], token_budget=256)
+    assert block_mask(row).to_dense()[0, 0].int().tolist() == [[1, 0], [0, 1]]
 
 
 def test_two_tokens_by_hand():

@@ -57,7 +57,8 @@ def _gradients(model, batch, settings=SETTINGS):
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_prompts_and_a_tenth_of_the_judgements(model):
-    batch = Batch([THREE, TWO], [THUMB, RATING], ends_epoch=False)
+    lighter = Judgement(RATING.group, RATING.kind, RATING.level, weight=0.3)
+    batch = Batch([THREE, TWO], [THUMB, lighter], ends_epoch=False)
     loss, _ = _gradients(model, batch)
 
     def alone(group):
@@ -72,7 +73,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_prompts_and_a_tenth_of_the_judgeme
     ) / 2
     expected = expected + 0.1 / 2 * (
         threshold_loss(alone(THUMB.group), torch.tensor([1]), cuts.thumb)
-        + threshold_loss(alone(RATING.group), torch.tensor([5]), cuts.rating)
+        + 0.3 * threshold_loss(alone(RATING.group), torch.tensor([5]), cuts.rating)
     )
     assert loss == pytest.approx(expected.item(), rel=1e-4)
 

@@ -1,5 +1,6 @@
 """The stock of labeling tasks, on a real Redis, with an engine's HTTP spoken by a small server."""
 
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -122,6 +123,18 @@ async def test_the_best_unranked_prompts_become_tasks_of_filtered_different_answ
     assert not await sampling_due(redis, work.settings)  # a moment's rest
     await redis.delete(keys.labeling_sampling())
     assert await fill_stock(work, EmailFilter()) == 0  # nothing left that nobody ranked
+
+
+async def test_of_prompts_asked_alike_the_one_heads_disagree_about_comes_first(redis, work, engine):
+    await create_key(redis, name="rater", tenant="t", scopes=("label",))
+    for token, said in (("a", "Name a river."), ("b", "Name a lake."), ("c", "Name a sea.")):
+        await log(redis, token * 52, said, answers=("one", "two"), created_at=time.time())
+    await redis.hset(
+        keys.disagreement(), mapping={"a" * 52: 0.01, "b" * 52: 0.1, "c" * 52: 0.4, "gone": 9.0}
+    )
+    assert await fill_stock(work, EmailFilter()) == 2
+    tasks = await labeling.tasks_of(redis, RUN)
+    assert {t.messages[0]["content"] for t in tasks} == {"Name a lake.", "Name a sea."}
 
 
 @pytest.mark.parametrize("trouble", ["same", "refused", "filter"])

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 
 from core.hyperparameters import RewardModelSettings
 from learning.dataset import read_feedback
+from learning.disagreement import FILE, disagreement, load_heads
+from learning.labeling_worth import publish_disagreement, read_disagreement
 from learning.models import load_reward_model
-from learning.reward_training import scored_rows
+from learning.reward_training import featured_rows, scored_rows
+from learning.reward_unranked import unranked as unranked_groups
 from learning.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_NOT_ENOUGH_DATA
-from tests.learning.snapshot_folder import ranking, rating, write_snapshot
+from tests.learning.snapshot_folder import ranking, rating, unranked, write_snapshot
 from tests.tiny_model import make_tiny_model
 
 WORDS = "tea milk rain sun road bread glass stone cloud river lamp chair"
@@ -50,7 +53,13 @@ def _snapshot(folder, *, train=40, validation=12, seed=0):
         )
     thumbs = [rating("Say it.", "tea", "thumb", 1.0), rating("Say it.", "tea " * 9, "thumb", 0.0)]
     likert = [rating("Say it.", "rain sun", "rating", 6.0)]
-    return write_snapshot(folder, rankings=rows, ratings=thumbs + likert)
+    logged = [
+        unranked("old", "Say it.", "tea", "tea milk", created_at=1.0),
+        unranked("alike", "Say that.", "rain sun", "rain  sun", created_at=2.0),
+        unranked("long", "Say all.", "cup " * 400, "cup", created_at=3.0),
+        unranked("apart", "Say this.", "Elbe, Rhine!", "x = 3;", "sun road", created_at=4.0),
+    ]
+    return write_snapshot(folder, rankings=rows, ratings=thumbs + likert, unranked=logged)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,8 @@ def _stage(folder, anchor, snapshot, **changes):
         frozen_share=0.0,
         min_accuracy=0.0,
         checkpoint_every=7,
+        heads=5,
+        scored_prompts=2,
     ).model_copy(update=changes.pop("settings", {}))
     folder.mkdir(parents=True)
     inputs = {
@@ -146,6 +157,46 @@ def test_it_learns_what_raters_like_and_says_how_well(finished):
 
 
 @pytest.mark.slow
+def test_the_figures_say_how_far_probabilities_hold_and_what_the_score_goes_with(finished):
+    figures = _figures(finished)
+    held = figures["calibration"]
+    assert held["pairs"] == 12 * 10 == sum(row["pairs"] for row in held["table"])
+    assert 0 <= held["expected_error"] < 0.25
+    right = sum(row["pairs"] * row["came_true"] for row in held["table"]) / held["pairs"]
+    assert right == pytest.approx(figures["accuracy"]["validation"])
+    goes_with = figures["score_goes_with"]
+    assert goes_with["answers"] == 12 * 5
+    assert goes_with["length"] < -0.7
+    assert goes_with["r_squared"] > 0.5
+    assert abs(goes_with.get("sentiment", 0.0)) < 0.5
+    assert "rater_folds" not in figures
+
+
+@pytest.mark.slow
+async def test_heads_learn_beside_the_model_and_say_what_to_label_next(finished, snapshot, redis):
+    from transformers import AutoTokenizer
+
+    figures = _figures(finished)
+    assert figures["accuracy"]["ensemble"] > 0.8
+    assert (figures["heads"], figures["scored_prompts"]) == (5, 2)
+    folder = finished / "out" / "model"
+    model, heads = load_reward_model(folder), load_heads(folder)
+    assert heads.shape == (5, model.head.shape[1])
+    named = unranked_groups(
+        snapshot, AutoTokenizer.from_pretrained(folder), most=2, longest=400
+    )  # the newest two of those that fit
+    assert [name for name, _ in named] == ["apart", "alike"]
+    with torch.no_grad():
+        rows = featured_rows(model, [group for _, group in named], token_budget=400)
+        expected = [disagreement(heads @ features.T) for row in rows for _, _, features in row]
+    assert await publish_disagreement(redis, finished / "out") == 2
+    found = await read_disagreement(redis, ["apart", "alike", "old"])
+    assert found.keys() == {"apart", "alike"}
+    assert [found["apart"], found["alike"]] == pytest.approx(expected, rel=0.05)  # head in bf16
+    assert found["apart"] > found["alike"] > 0
+
+
+@pytest.mark.slow
 def test_the_saved_model_has_the_accuracy_and_the_scale_that_the_figures_say(
     finished, snapshot, anchor
 ):
@@ -165,11 +216,15 @@ def test_the_saved_model_has_the_accuracy_and_the_scale_that_the_figures_say(
 
 @pytest.mark.slow
 def test_shuffled_labels_teach_nothing(tmp_path, anchor, snapshot):
-    folder = _stage(tmp_path / "stage", anchor, snapshot, shuffle_labels=True)
+    changes = {"heads": 0, "rater_weights": True}
+    folder = _stage(tmp_path / "stage", anchor, snapshot, shuffle_labels=True, settings=changes)
     code, log = _run(folder)
     assert code == EXIT_DONE, log
     figures = _figures(folder)
     assert figures["shuffled_labels"] is True
+    assert figures["rater_weights"] == [1.0]  # one rater alone contradicts nobody
+    assert (figures["heads"], "ensemble" in figures["accuracy"]) == (0, False)
+    assert not (folder / "out" / "disagreement.jsonl").exists()
     assert 0.3 < figures["accuracy"]["validation"] < 0.7
 
 
@@ -190,6 +245,8 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_model(
     assert ours.keys() == undisturbed.keys()
     for name, weight in undisturbed.items():
         assert torch.equal(ours[name], weight), name
+    beside = [load_file(run / "out" / "model" / FILE)["heads"] for run in (folder, finished)]
+    assert torch.equal(*beside)
     assert _figures(folder)["accuracy"] == _figures(finished)["accuracy"]
 
 
