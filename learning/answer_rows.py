@@ -34,8 +34,13 @@ def answer_rows(
     candidate: Sequence[Sequence[Answer]],
     *,
     count: int,
+    anchor: Sequence[Sequence[Answer]] = (),
 ) -> list[Row]:
-    """One row for each prompt with the first `count` answers of both policies."""
+    """One row for each prompt with the first `count` answers of each policy.
+
+    `anchor` is empty where the anchor is the parent.
+    """
+    first = anchor or [()] * len(prompts)
     return [
         {
             "prompt_id": prompt.prompt_id,
@@ -43,11 +48,11 @@ def answer_rows(
             "messages": prompt.messages,
             "outputs": [
                 {"output_id": f"{policy}-{i}", "policy": policy, **asdict(answer)}
-                for policy, answers in (("candidate", new), ("parent", old))
+                for policy, answers in (("candidate", new), ("parent", old), ("anchor", oldest))
                 for i, answer in enumerate(answers[:count])
             ],
         }
-        for prompt, old, new in zip(prompts, parent, candidate, strict=True)
+        for prompt, old, new, oldest in zip(prompts, parent, candidate, first, strict=True)
     ]
 
 
@@ -82,6 +87,7 @@ def row_figures(rows: Sequence[Row], *, seed: int) -> dict[str, Any]:
         "prompts": len(rows),
         "proxy_win_rate": asdict(rate_of(ruled, users, seed=seed)),
         "proxy_win_rate_by_score": asdict(rate_of(plain, users, seed=seed)),
+        **_over_the_anchor(rows, seed=seed),
         "reward": _mean_score(rows, "candidate"),
         "reward_parent": _mean_score(rows, "parent"),
         "length_change": length_ratio(rows) - 1.0,
@@ -90,6 +96,15 @@ def row_figures(rows: Sequence[Row], *, seed: int) -> dict[str, Any]:
         "ended_share": _ended_share(rows, "candidate"),
         "ended_share_parent": _ended_share(rows, "parent"),
     }
+
+
+def _over_the_anchor(rows: Sequence[Row], *, seed: int) -> dict[str, Any]:
+    compared = by_score(rows, against="anchor")
+    if not compared:
+        return {}
+    won = np.array([comparison.points for comparison in compared])
+    users = [comparison.user for comparison in compared]
+    return {"proxy_win_rate_vs_anchor": asdict(rate_of(won, users, seed=seed))}
 
 
 def _outputs(rows: Sequence[Row], policy: str) -> list[Row]:

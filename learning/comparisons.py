@@ -1,14 +1,16 @@
-"""Answers of the candidate beside its parent's: who won, prompt by prompt.
+"""Answers of the candidate beside its parent's or the anchor's: who won, prompt by prompt.
 
 From evaluate's rows (and people's rankings of them) to points between 0 and 1 for each prompt, all
-pairs of a candidate's and a parent's answer averaged. Broken text loses, whatever was said of it;
+pairs of a candidate's and the other's answer averaged. Broken text loses, whatever was said of it;
 the points without that rule are kept beside. Pure; the figures go to learning/gate.py.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+Other = Literal["parent", "anchor"]
+"""Whom the candidate is compared with."""
 Row = Mapping[str, Any]  # of evaluate's answers.jsonl: {prompt_id, user, messages, outputs}
 
 
@@ -24,24 +26,30 @@ class Comparison:
     """As judged."""
 
 
-def by_score(rows: Sequence[Row]) -> list[Comparison]:
-    """What the reward model's scores say, one comparison for each prompt."""
+def by_score(rows: Sequence[Row], *, against: Other = "parent") -> list[Comparison]:
+    """What the reward model's scores say, one comparison for each prompt that has answers of
+    both; none against an anchor that is the parent."""
     return [
-        _comparison(row, {output["output_id"]: output["score"] for output in row["outputs"]})
+        _comparison(
+            row, {output["output_id"]: output["score"] for output in row["outputs"]}, against
+        )
         for row in rows
+        if _has_both(row["outputs"], against)
     ]
 
 
-def by_ranking(row: Row, ranking: Sequence[Sequence[str]]) -> Comparison | None:
+def by_ranking(
+    row: Row, ranking: Sequence[Sequence[str]], *, against: Other = "parent"
+) -> Comparison | None:
     """What a rater's ranking says: output ids best first, an inner list is a tie.
 
-    None when it names no pair of a candidate's and a parent's answer.
+    None when it names no pair of a candidate's and the other's answer.
     """
     places = {name: -place for place, tie in enumerate(ranking) for name in tie}
     ranked = [output for output in row["outputs"] if output["output_id"] in places]
-    if len({output["policy"] for output in ranked}) < 2:
+    if not _has_both(ranked, against):
         return None
-    return _comparison({**row, "outputs": ranked}, places)
+    return _comparison({**row, "outputs": ranked}, places, against)
 
 
 def broken_share(rows: Sequence[Row], policy: str) -> float:
@@ -60,12 +68,16 @@ def length_ratio(rows: Sequence[Row]) -> float:
     return means["candidate"] / max(means["parent"], 1e-9)
 
 
-def _comparison(row: Row, values: Mapping[str, float]) -> Comparison:
+def _has_both(outputs: Sequence[Mapping[str, Any]], against: Other) -> bool:
+    return {"candidate", against} <= {output["policy"] for output in outputs}
+
+
+def _comparison(row: Row, values: Mapping[str, float], against: Other) -> Comparison:
     pairs = [
         (mine, other)
         for mine in row["outputs"]
         for other in row["outputs"]
-        if _is(mine, "candidate") and _is(other, "parent")
+        if _is(mine, "candidate") and _is(other, against)
     ]
     plain = [_points(values[m["output_id"]], values[o["output_id"]]) for m, o in pairs]
     ruled = [

@@ -17,6 +17,8 @@ MAX_RATIO = 50.0
 """A probability ratio beyond this, within one step of the clipped objective, is a broken run."""
 MAX_APPROX_KL = 1.0
 """Nats per token between old and new policy within an iteration; healthy steps stay under .05."""
+MIN_ENTROPY_SHARE = 0.1
+"""Of the entropy that the first answers had; below it the policy says the same words always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +88,21 @@ def fault(stats: PolicyStats, *, grad_norm: float) -> str | None:
         return (
             f"the policy moved {stats.approx_kl:.3g} nats per token within one iteration "
             f"(limit {MAX_APPROX_KL:.3g})"
+        )
+    return None
+
+
+def collapse(*, reward: float, kl_per_token: float, entropy: float, first: float) -> str | None:
+    """Why a run must stop after it gathered answers, or None while they are healthy.
+
+    `entropy` is the answers' mean in nats a token, `first` that of the run's first answers.
+    """
+    for name, value in (("reward", reward), ("KL", kl_per_token), ("entropy", entropy)):
+        if not math.isfinite(value):
+            return f"the {name} of its answers is not finite"
+    if entropy < MIN_ENTROPY_SHARE * first:
+        return (
+            f"the entropy of its answers fell from {first:.3g} to {entropy:.3g} nats per token: "
+            "it says the same words always"
         )
     return None

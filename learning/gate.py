@@ -2,7 +2,8 @@
 
 Held-out raters decide where enough users' prompts were voted on; else the reward model stands in,
 and the reasons say so. Too few users is a verdict of its own. Repeated attempts on one parent share
-one alpha. Pure: knows no store, and registers nothing (learning/publish.py does).
+one alpha. Pure: knows no store, and registers nothing (learning/publish.py does). What fails a
+candidate whoever likes it is in learning/gate_limits.py.
 """
 
 import math
@@ -15,29 +16,15 @@ import numpy as np
 from core.hyperparameters import GateSettings
 from core.records import Run
 from learning.comparisons import Comparison
+from learning.gate_limits import Evidence, Retention, limits, retention
 from learning.winrate import bootstrap_interval, per_user
 
 Judge = Literal["held-out raters", "reward model"]
 _CONFIDENCE = 0.95
+_EVEN = 0.5
 _TAIL_SAMPLES = 20
 """Bootstrap samples beyond the bound, at least, where `_MAX_SAMPLES` allows it."""
 _MAX_SAMPLES = 200_000
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is known of a candidate beside its parent."""
-
-    votes: Sequence[Comparison]
-    """By held-out raters."""
-    proxies: Sequence[Comparison]
-    """By the reward model."""
-    kl_per_token: float
-    """From the anchor, nats."""
-    pretraining_loss_change: float
-    """Nats per token."""
-    length_ratio: float
-    broken_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +52,12 @@ class Verdict:
     attempt: int
     alpha: float
     win_rate: Estimate | None
+    """Over the parent."""
+    win_rate_vs_anchor: Estimate | None = None
+    """None where the anchor is the parent."""
+    retention: Retention = "kept"
+    over_optimised: bool = False
+    """Whether the reward model likes it clearly better than held-out raters do."""
 
     @property
     def passed(self) -> bool:
@@ -86,32 +79,91 @@ def attempt_number(runs: Sequence[Run], run: Run) -> int:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """One win rate with the bound that it must exceed."""
+
+    over: str
+    """In words, where it is not the live policy"""
+    votes: Sequence[Comparison]
+    estimate: Estimate | None
+    least: float
+
+
 def judge(evidence: Evidence, *, settings: GateSettings, attempt: int, seed: int) -> Verdict:
-    """The verdict on a candidate. `attempt` as `attempt_number` counts, `seed` of the bootstrap."""
+    """The verdict on a candidate. `attempt` as `attempt_number` counts, `seed` of the bootstrap.
+
+    It has to win over the parent and over the anchor, so neither test needs a share of the other's
+    alpha.
+    """
     alpha = alpha_of_attempt(settings.alpha, attempt)
-    estimate = _estimate(evidence, settings=settings, alpha=alpha, seed=seed)
-    broken_limits, remarks = _limits(evidence, settings)
-    enough = estimate is not None and estimate.users >= settings.min_users
-    won = enough and estimate is not None and estimate.low > settings.min_win_rate
-    verdict: Literal["pass", "fail", "not_enough_data"]
-    if broken_limits:
-        verdict = "fail"
-    elif not enough:
-        verdict = "not_enough_data"
-    else:
-        verdict = "pass" if won else "fail"
-    reasons = [*broken_limits, *_explain(evidence, estimate, settings, attempt), *remarks]
-    return Verdict(verdict, tuple(reasons), attempt, alpha, estimate)
+    bars = _bars(evidence, settings=settings, alpha=alpha, seed=seed)
+    failed, remarks = limits(evidence, settings)
+    hacked, fatal = _over_optimised(evidence, settings=settings, alpha=alpha, seed=seed)
+    failed += hacked if fatal else []
+    reasons = [*failed, *(said for bar in bars for said in _explain(bar, settings))]
+    if attempt > 1:
+        reasons.append(
+            f"this is attempt {attempt} at replacing the live policy, so the bound is stricter"
+        )
+    reasons += remarks if fatal else [*hacked, *remarks]
+    return Verdict(
+        _conclusion(failed, bars, settings),
+        tuple(reasons),
+        attempt,
+        alpha,
+        win_rate=bars[0].estimate,
+        win_rate_vs_anchor=bars[1].estimate if len(bars) > 1 else None,
+        retention=retention(evidence, settings),
+        over_optimised=bool(hacked),
+    )
+
+
+def _bars(evidence: Evidence, *, settings: GateSettings, alpha: float, seed: int) -> list[_Bar]:
+    """The parent's bar, and the anchor's where it is another version."""
+    asked = [
+        ("", evidence.votes, evidence.proxies, settings.min_win_rate),
+        (
+            " to the first policy",
+            evidence.votes_vs_anchor,
+            evidence.proxies_vs_anchor,
+            settings.min_win_rate_vs_anchor,
+        ),
+    ]
+    return [
+        _Bar(
+            over, votes, _estimate(votes, proxies, settings=settings, alpha=alpha, seed=seed), least
+        )
+        for over, votes, proxies, least in asked
+        if not over or votes or proxies
+    ]
+
+
+def _conclusion(
+    failed: Sequence[str], bars: Sequence[_Bar], settings: GateSettings
+) -> Literal["pass", "fail", "not_enough_data"]:
+    estimates = [bar.estimate for bar in bars]
+    enough = [e is not None and e.users >= settings.min_users for e in estimates]
+    won = [e is not None and e.low > bar.least for e, bar in zip(estimates, bars, strict=True)]
+    lost = any(has and not is_won for has, is_won in zip(enough, won, strict=True))
+    if failed or lost:
+        return "fail"
+    return "pass" if all(enough) else "not_enough_data"
 
 
 def _estimate(
-    evidence: Evidence, *, settings: GateSettings, alpha: float, seed: int
+    votes: Sequence[Comparison],
+    proxies: Sequence[Comparison],
+    *,
+    settings: GateSettings,
+    alpha: float,
+    seed: int,
 ) -> Estimate | None:
     """By the raters where they cover enough users, else by the reward model; None without both."""
-    if len({vote.user for vote in evidence.votes}) >= settings.min_users:
-        return _bootstrapped("held-out raters", evidence.votes, settings, alpha, seed)
-    if evidence.proxies:
-        return _bootstrapped("reward model", evidence.proxies, settings, alpha, seed)
+    if len({vote.user for vote in votes}) >= settings.min_users:
+        return _bootstrapped("held-out raters", votes, settings, alpha, seed)
+    if proxies:
+        return _bootstrapped("reward model", proxies, settings, alpha, seed)
     return None
 
 
@@ -141,62 +193,49 @@ def _bootstrapped(
     )
 
 
-def _limits(evidence: Evidence, settings: GateSettings) -> tuple[list[str], list[str]]:
-    """Limits that are passed, which fail the candidate, and remarks, which do not."""
-    broken = []
-    if not evidence.kl_per_token <= settings.max_kl_per_token:
-        broken.append(
-            f"it moved {evidence.kl_per_token:.3f} nats per token from the first policy, "
-            f"the limit is {settings.max_kl_per_token:.3f}"
-        )
-    change, most = evidence.pretraining_loss_change, settings.max_pretraining_loss_change
-    if not change <= most:
-        broken.append(
-            f"it forgets: the loss on plain text rose by {change:.3f} nats per token, "
-            f"the limit is {most:.3f}"
-        )
-    ratio = settings.max_length_ratio
-    if not 1.0 / ratio <= evidence.length_ratio <= ratio:
-        broken.append(
-            f"its answers are {evidence.length_ratio:.2f} times as long as the live policy's, "
-            f"allowed is {1.0 / ratio:.2f} to {ratio:.2f}"
-        )
-    if not evidence.broken_share <= settings.max_broken_share:
-        broken.append(
-            f"{evidence.broken_share:.0%} of its answers are broken text, "
-            f"the limit is {settings.max_broken_share:.0%}"
-        )
-    fell = change < -most
-    remark = f"the loss on plain text fell by {-change:.3f} nats per token: it learned such text"
-    return broken, [remark] if fell else []
+def _over_optimised(
+    evidence: Evidence, *, settings: GateSettings, alpha: float, seed: int
+) -> tuple[list[str], bool]:
+    """What to say where the reward model was pleased and people were not, and whether that fails.
+
+    Both judge the same answers. Their intervals have to lie apart; it fails where they lie on both
+    sides of one half.
+    """
+    voters = len({vote.user for vote in evidence.votes})
+    if voters < settings.min_users or not evidence.proxies:
+        return [], False
+    people = _bootstrapped("held-out raters", evidence.votes, settings, alpha, seed)
+    proxy = _bootstrapped("reward model", evidence.proxies, settings, alpha, seed)
+    if people.interval[1] >= proxy.interval[0]:
+        return [], False
+    said = (
+        f"over-optimised: the reward model prefers it in {proxy.value:.1%} of comparisons, "
+        f"held-out raters in {people.value:.1%}, and their intervals lie apart"
+    )
+    return [said], people.interval[1] < _EVEN < proxy.interval[0]
 
 
-def _explain(
-    evidence: Evidence, estimate: Estimate | None, settings: GateSettings, attempt: int
-) -> list[str]:
+def _explain(bar: _Bar, settings: GateSettings) -> list[str]:
+    estimate = bar.estimate
     if estimate is None:
         return ["nobody and nothing compared its answers with the live policy's"]
-    said = [_outcome(estimate, settings)]
+    said = [_outcome(bar, estimate, settings)]
     if estimate.judge == "reward model":
-        voted = len({vote.user for vote in evidence.votes})
+        voted = len({vote.user for vote in bar.votes})
         said.append(
             f"held-out raters voted on prompts of {voted} users, {settings.min_users} are needed: "
             "the reward model's scores stand in for them"
         )
-    if attempt > 1:
-        said.append(
-            f"this is attempt {attempt} at replacing the live policy, so the bound is stricter"
-        )
     return said
 
 
-def _outcome(estimate: Estimate, settings: GateSettings) -> str:
+def _outcome(bar: _Bar, estimate: Estimate, settings: GateSettings) -> str:
     who = "held-out raters" if estimate.judge == "held-out raters" else "the reward model"
     found = (
-        f"{who} preferred it in {estimate.value:.1%} of {estimate.judgements} comparisons "
-        f"on prompts of {estimate.users} users"
+        f"{who} preferred it{bar.over} in {estimate.value:.1%} of {estimate.judgements} "
+        f"comparisons on prompts of {estimate.users} users"
     )
     if estimate.users < settings.min_users:
         return f"{found}: too few users to tell, {settings.min_users} are needed"
-    above = "above" if estimate.low > settings.min_win_rate else "not above"
-    return f"{found}; the lower bound {estimate.low:.1%} is {above} {settings.min_win_rate:.1%}"
+    above = "above" if estimate.low > bar.least else "not above"
+    return f"{found}; the lower bound {estimate.low:.1%} is {above} {bar.least:.1%}"

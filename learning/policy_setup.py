@@ -4,7 +4,7 @@ Reads the inputs of the stage once. Knows no model weights; learning/train_polic
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -12,6 +12,7 @@ from transformers import logging as progress_bars
 
 from core.hyperparameters import PolicySettings
 from learning import pretraining_text
+from learning.heldout_prompts import last_prompts
 from learning.learner_engine import context_tokens
 from learning.policy_updates import PtxBatch, ptx_batch
 from learning.rollouts import MAX_PROMPT_TOKENS, Prompt, prompts_of_iteration, read_prompts
@@ -38,6 +39,8 @@ class Setup:
     """The pretraining mix, in the order in which steps take from it"""
     retention: PtxBatch
     """Text that is never in the mix"""
+    validation: list[Prompt] = field(default_factory=list)
+    """Held-out users' prompts that choose among the checkpoints; none where there are no users"""
 
     @property
     def ema_decay(self) -> float:
@@ -94,6 +97,9 @@ def read_setup(stage: Stage) -> Setup:
     )
     if not prompts:
         raise NotEnoughData("there are no training prompts to sample answers for")
+    held_out = read_prompts(
+        stage.path("snapshot"), "validation", tokenizer, longest=min(MAX_PROMPT_TOKENS, room)
+    )
     encode = encoder(tokenizer)
     seed = int(stage.inputs["seed"])
     mix = pretraining_text.sequences(
@@ -106,6 +112,7 @@ def read_setup(stage: Stage) -> Setup:
         prompts=prompts,
         ptx_sequences=pretraining_text.draw(mix, count=len(mix), seed=seed),
         retention=retention_text(encode, token_budget=settings.token_budget),
+        validation=last_prompts(held_out, count=settings.validation_prompts, key=str(seed)),
     )
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from core.hyperparameters import PolicySettings
 from learning.advantages import advantages_and_returns
+from learning.diagnostics import MAX_APPROX_KL, MAX_RATIO
 from learning.experience import Experience, row_logprobs, row_values
 from learning.models import RewardModel
 from learning.optimizer import MasterAdamW
@@ -119,12 +120,24 @@ def policy_step(
     settings: PolicySettings,
     ptx_coef: float,
     learning_rate: float,
-) -> PolicyStep:
-    """PPO's gradient and gamma times the pretraining gradient in one optimiser step."""
+) -> PolicyStep | None:
+    """PPO's gradient and gamma times the pretraining gradient in one optimiser step.
+
+    None, and nothing changed, where the steps before have moved the policy further than
+    `stop_update_kl` on this minibatch: what it learns from is no longer what it would say.
+    """
     stats = ppo_gradient(model, experience, layout, advantages, settings=settings)
+    if settings.stop_update_kl is not None and moved_enough(stats, settings.stop_update_kl):
+        optimiser.zero_grad()
+        return None
     ptx_loss = ptx_gradient(model, ptx, coefficient=ptx_coef)
     norm = optimiser.step(learning_rate=learning_rate, max_grad_norm=settings.max_grad_norm)
     return PolicyStep(policy=stats, ptx_loss=ptx_loss, grad_norm=norm)
+
+
+def moved_enough(stats: PolicyStats, limit: float) -> bool:
+    """Whether to stop here; a run that broke is not stopped but reported (diagnostics.fault)."""
+    return limit < stats.approx_kl <= MAX_APPROX_KL and stats.ratio_max <= MAX_RATIO
 
 
 def ppo_gradient(

@@ -8,18 +8,24 @@ averaged weights. This file says what comes after what, and when a run stops; al
 the modules it imports.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
 
-from core.errors import InstructLoopError
 from core.hyperparameters import PolicySettings
 from learning.advantages import explained_variance
-from learning.diagnostics import fault
 from learning.experience import Experience, answer_scores, experience_of, policy_logprobs
 from learning.learner_engine import LearnerEngine, learner_engine
+from learning.policy_checkpoints import (
+    best_checkpoint,
+    forget_later,
+    keep_average,
+    take_back,
+    validation_figures,
+)
 from learning.policy_figures import (
     experience_figures,
     iteration_figures,
@@ -36,9 +42,10 @@ from learning.policy_run import (
     save_checkpoint,
     update_average,
 )
+from learning.policy_samples import sample_rows, write_samples
 from learning.policy_setup import Setup, prepare_process, read_setup
+from learning.policy_stops import divergence_named, stop_if_broken, stop_if_collapsed
 from learning.policy_updates import (
-    PolicyStep,
     calibrated_ptx_coef,
     policy_step,
     text_loss,
@@ -54,10 +61,6 @@ _SHOWN = (
     "broken_share",
 )  # fmt: skip
 """What the progress file says of an iteration, for people and metrics"""
-
-
-class Diverged(InstructLoopError):
-    """The run broke: its numbers are not finite, or the policy jumped. Nothing is released."""
 
 
 def train_policy(stage: Stage) -> dict[str, Any]:
@@ -76,12 +79,22 @@ def train_policy(stage: Stage) -> dict[str, Any]:
         engine.wait()
         while run.iteration < setup.settings.iterations and run.stopped is None:
             _iterate(stage, setup, run, engine)
+        began = monotonic()
+        choice = best_checkpoint(setup, run, engine, _kept(stage))
+        seconds = {"seconds_validation": round(monotonic() - began, 2)}
+    take_back(run, _kept(stage), choice)
     changed = export(run, stage.partial / "model", parent=parent)
-    return summary(run, ema_decay=setup.ema_decay) | {
-        "changed_share": changed,
-        "ptx_loss_before": text_loss(run.models.reference, setup.retention),
-        "ptx_loss_after": text_loss(run.models.policy, setup.retention),
-    }
+    shutil.rmtree(_kept(stage), ignore_errors=True)
+    chosen = validation_figures(choice) | seconds
+    return (
+        summary(run, ema_decay=setup.ema_decay)
+        | chosen
+        | {
+            "changed_share": changed,
+            "ptx_loss_before": text_loss(run.models.reference, setup.retention),
+            "ptx_loss_after": text_loss(run.models.policy, setup.retention),
+        }
+    )
 
 
 def _start_or_resume(stage: Stage, setup: Setup) -> PolicyRun:
@@ -94,7 +107,13 @@ def _start_or_resume(stage: Stage, setup: Setup) -> PolicyRun:
     if stage.checkpoint.exists():
         load_checkpoint(run, stage.checkpoint)
         stage.progress(_fraction(setup, run), f"resumed in iteration {run.iteration + 1}")
+    forget_later(_kept(stage), run.iteration)
     return run
+
+
+def _kept(stage: Stage) -> Path:
+    """Where the averaged weights of the last iterations wait for the choice among them."""
+    return stage.folder / "kept"
 
 
 # --- one iteration: sample, score, learn, record --------------------------------------------
@@ -117,8 +136,16 @@ def _begin(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine) ->
     )
     run.values = torch.zeros(experience.mask.shape)  # (num_answers, length)
     run.experience = experience
+    _show_samples(stage, setup, run, experience)
+    stop_if_collapsed(run)
     _check_kl(run, setup.settings)
     return experience
+
+
+def _show_samples(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) -> None:
+    prompts = setup.prompts_of(run.iteration)
+    rows = sample_rows(experience, prompts, setup.tokenizer, iteration=run.iteration + 1)
+    write_samples(stage.partial, rows)
 
 
 def _gather(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine) -> Experience:
@@ -181,7 +208,10 @@ def _check_kl(run: PolicyRun, settings: PolicySettings) -> None:
 
 
 def _learn(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) -> None:
-    """The iteration's optimiser steps from where the run stands, leaving between two if asked."""
+    """The iteration's optimiser steps from where the run stands, leaving between two if asked.
+
+    Those that are left once the policy has moved enough are not made.
+    """
     plan = step_plan(setup.settings, first=run.iteration == 0)
     while run.step < len(plan):
         model, epoch, number = plan[run.step]
@@ -189,8 +219,10 @@ def _learn(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) -
         with timed(run, model):
             if model == "value":
                 _update_value(setup, run, experience, layout, fresh=epoch <= 0)
-            else:
-                _update_policy(setup, run, experience, layout)
+            elif not _update_policy(setup, run, experience, layout):
+                left = sum(step[0] == "policy" for step in plan[run.step :])
+                run.figures["policy_steps_left_out"] = float(left)
+                run.step = len(plan) - 1
         run.step += 1
         _leave_if_asked(stage, run)
 
@@ -223,7 +255,7 @@ def _layouts(setup: Setup, run: PolicyRun, rollouts: Rollouts, epoch: int) -> li
 def _update_value(
     setup: Setup, run: PolicyRun, experience: Experience, layout: Layout, *, fresh: bool
 ) -> None:
-    with _divergence_named(run):
+    with divergence_named(run):
         stats = value_step(
             run.models.value,
             run.value_optimiser,
@@ -237,7 +269,8 @@ def _update_value(
     run.figures["value_clip_fraction"] = stats.clip_fraction
 
 
-def _update_policy(setup: Setup, run: PolicyRun, experience: Experience, layout: Layout) -> None:
+def _update_policy(setup: Setup, run: PolicyRun, experience: Experience, layout: Layout) -> bool:
+    """One step; False where the policy has moved enough for this iteration."""
     settings, model, optimiser = setup.settings, run.models.policy, run.policy_optimiser
     advantages = experience.advantages(
         run.values, discount=settings.discount, gae_lambda=settings.gae_lambda
@@ -247,7 +280,7 @@ def _update_policy(setup: Setup, run: PolicyRun, experience: Experience, layout:
         run.ptx_coef = calibrated_ptx_coef(
             model, optimiser, experience, layout, advantages, ptx, settings=settings
         )
-    with _divergence_named(run):
+    with divergence_named(run):
         step = policy_step(
             model,
             optimiser,
@@ -259,10 +292,13 @@ def _update_policy(setup: Setup, run: PolicyRun, experience: Experience, layout:
             ptx_coef=run.ptx_coef,
             learning_rate=setup.learning_rate(run.iteration),
         )
-    _stop_if_broken(run, step)
+    if step is None:
+        return False
+    stop_if_broken(run, step)
     update_average(run.average, optimiser.masters, decay=setup.ema_decay)
     run.policy_steps += 1
     run.step_figures.append(step_figures(step))
+    return True
 
 
 # --- recording and leaving ------------------------------------------------------------------
@@ -291,6 +327,8 @@ def _record(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) 
     run.history.append(figures)
     run.iteration += 1
     run.experience = None
+    if run.step_figures and settings.checkpoints_kept > 1:
+        keep_average(run, _kept(stage), most=settings.checkpoints_kept)
     last = run.iteration == settings.iterations or run.stopped is not None
     if not last and run.iteration % settings.checkpoint_every == 0:
         save_checkpoint(run, stage.checkpoint)
@@ -308,21 +346,6 @@ def _leave_if_asked(stage: Stage, run: PolicyRun) -> None:
     if stage.stopping:
         save_checkpoint(run, stage.checkpoint)
         raise Interrupted(f"stopped in iteration {run.iteration + 1}; the next start goes on")
-
-
-@contextmanager
-def _divergence_named(run: PolicyRun) -> Iterator[None]:
-    """Turn the optimiser's refusal of a gradient that is not finite into an error for people."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise Diverged(f"PPO diverged in iteration {run.iteration + 1}: {error}") from error
-
-
-def _stop_if_broken(run: PolicyRun, step: PolicyStep) -> None:
-    reason = fault(step.policy, grad_norm=step.grad_norm)
-    if reason is not None:
-        raise Diverged(f"PPO diverged in iteration {run.iteration + 1}: {reason}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Votes of held-out raters on a candidate beside its parent, for the gate.
 
-Evaluate's answers become labeling tasks: a prompt with the candidate's and the parent's answers,
-under names that do not say who wrote which. Nobody waits here: the stage is entered again at every
-tick until there are enough votes or the time is over. Labeling itself is feedback/labeling.py's;
-the comparisons go to learning/gate.py.
+Evaluate's answers become labeling tasks: a prompt with the candidate's and the parent's answers
+(and the anchor's, where that is another version), under names that do not say who wrote which.
+Nobody waits here: the stage is entered again at every tick until there are enough votes or the time
+is over. Labeling itself is feedback/labeling.py's; the comparisons go to learning/gate.py.
 """
 
 import hashlib
@@ -16,12 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core import keys
-from core.records import Completion, LabelingOutput, LabelingTask, Run
+from core.records import Answer, LabelingOutput, LabelingTask, Run
 from core.redis_client import Redis
+from feedback import store
 from feedback.labeling import MIN_OUTPUTS, close_tasks, open_tasks, tasks_of
-from learning.comparisons import Comparison, Row, by_ranking
+from learning.comparisons import Comparison, Other, Row, by_ranking
 from learning.stage import write_json
+
+OTHERS: tuple[Other, ...] = ("parent", "anchor")
+FILES: dict[Other, str] = {"parent": "votes.jsonl", "anchor": "votes-anchor.jsonl"}
 
 
 async def advance_votes(
@@ -34,7 +37,7 @@ async def advance_votes(
     tasks = await tasks_of(redis, run.id) if wait_seconds else []
     if time.time() - opened_at < wait_seconds and not enough_votes(tasks, min_users=min_users):
         return False
-    _write_votes(folder, comparisons(run.id, tasks, rows))
+    _write_votes(folder, {name: comparisons(run.id, tasks, rows, against=name) for name in OTHERS})
     await close_tasks(redis, run.id)
     return True
 
@@ -59,8 +62,8 @@ async def _open_once(redis: Redis, run: Run, rows: Sequence[Row], folder: Path) 
 
 async def _tenants(redis: Redis, rows: Sequence[Row]) -> list[str | None]:
     """Whose prompt each row is: raters see their own tenant's only, and nothing erased."""
-    raw = await redis.mget([keys.completion(row["prompt_id"]) for row in rows])
-    return [Completion.model_validate_json(text).tenant if text else None for text in raw]
+    found = await store.completions(redis, [row["prompt_id"] for row in rows])
+    return [found[p].tenant if (p := row["prompt_id"]) in found else None for row in rows]
 
 
 def voting_task(run_id: str, row: Row, tenant: str, now: float) -> LabelingTask:
@@ -98,28 +101,30 @@ def enough_votes(tasks: Sequence[LabelingTask], *, min_users: int) -> bool:
     """
     if not tasks:
         return True
-    voted = [task for task in tasks if any(answer.heldout_rater for answer in task.answers)]
+    voted = [task for task in tasks if any(_counts(a) for a in task.answers)]
     return len(voted) == len(tasks) and len({task.user for task in voted}) >= min_users
 
 
 def comparisons(
-    run_id: str, tasks: Sequence[LabelingTask], rows: Sequence[Row]
+    run_id: str, tasks: Sequence[LabelingTask], rows: Sequence[Row], *, against: Other = "parent"
 ) -> list[Comparison]:
     """What the held-out raters said, one comparison for each vote."""
     by_id = {blind_name(run_id, row["prompt_id"]): row for row in rows}
     found = [
-        by_ranking(_blinded(run_id, by_id[task.id]), answer.ranking)
+        by_ranking(_blinded(run_id, by_id[task.id]), answer.ranking, against=against)
         for task in tasks
         if task.id in by_id
         for answer in task.answers
-        if answer.heldout_rater
+        if _counts(answer)
     ]
     return [comparison for comparison in found if comparison is not None]
 
 
-def read_votes(folder: Path) -> list[Comparison]:
-    """The votes of a finished stage, from its folder `out`."""
-    lines = (folder / "out" / "votes.jsonl").read_text().splitlines()
+def read_votes(folder: Path, *, against: Other = "parent") -> list[Comparison]:
+    """The votes of a finished stage, from its folder `out`; none against an anchor that is the
+    parent."""
+    path = folder / "out" / FILES[against]
+    lines = path.read_text().splitlines() if path.exists() else []
     return [Comparison(**json.loads(line)) for line in lines]
 
 
@@ -128,17 +133,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _write_votes(folder: Path, votes: Sequence[Comparison]) -> None:
+def _write_votes(folder: Path, votes: Mapping[Other, Sequence[Comparison]]) -> None:
     partial = folder / "out.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    lines = [json.dumps(asdict(vote)) + "\n" for vote in votes]
-    (partial / "votes.jsonl").write_text("".join(lines))
+    for against, theirs in votes.items():
+        lines = [json.dumps(asdict(vote)) + "\n" for vote in theirs]
+        (partial / FILES[against]).write_text("".join(lines))
+    over_parent = votes["parent"]
     write_json(
         partial / "figures.json",
-        {"votes": len(votes), "users": len({vote.user for vote in votes})},
+        {"votes": len(over_parent), "users": len({vote.user for vote in over_parent})},
     )
     os.replace(partial, folder / "out")
+
+
+def _counts(answer: Answer) -> bool:
+    return answer.heldout_rater and not answer.held
 
 
 def _blinded(run_id: str, row: Row) -> Row:

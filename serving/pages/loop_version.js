@@ -13,6 +13,7 @@ const DATA = [
   ["comparisons", "Comparisons"], ["rankings", "Rankings"], ["ratings", "Ratings"], ["demonstrations", "Demonstrations"],
   ["prompts", "Prompts"], ["raters", "Raters"], ["users", "End users"],
 ];
+const KINDS = { ranking: "rankings", rating: "ratings", demonstration: "demonstrations", labeling: "labeling tasks" };
 
 /** The panel of a version. `card` has its history; `curves` may still be unknown. */
 export function versionPart({ card, curves, serving }, on) {
@@ -22,9 +23,9 @@ export function versionPart({ card, curves, serving }, on) {
       h("h2", { class: "grow" }, card.version, " ", card.live ? h("span", { class: "badge good" }, "live") : null, " ", verdict(card)),
       actions(card, serving, on)),
     h("p", { class: "muted" }, `${card.kind}${card.parent ? `, from ${card.parent}` : ""}, made ${when(Date.parse(card.created_at) / 1000)}`),
-    rates(card), figures(card), gate(card), trainedOn(card),
+    rates(card), figures(card), gate(card), trainedOn(card), lineageOf(card, on),
     card.parent ? [h("h3", {}, "While it was trained"), curves === undefined ? h("p", { class: "muted" }, "Reading the curves …") : curvesPart(curves)] : null,
-    historyOf(card),
+    probesOf(card), historyOf(card),
   ];
 }
 
@@ -48,9 +49,10 @@ function figures(card) {
   const regressions = card.figures?.regressions ?? [];
   if (!known.length && !regressions.length) return null;
   return [h("h3", {}, "Figures"), h("dl", { class: "facts" }, known.map(([name, label, shown]) => fact(label, shown(card.figures[name]))),
-    fact("Regressions", regressions.length ? regressions.map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join("; ") : "none"))];
+    fact("Skills", regressions.length ? regressions.map(suite).join("; ") : "not measured"))];
 }
 
+const suite = (one) => (typeof one === "string" ? one : `${one.suite}: ${percent(one.parent)} to ${percent(one.candidate)} of ${one.items} items`);
 const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value));
 
 function gate(card) {
@@ -67,6 +69,29 @@ function trainedOn(card) {
   return [h("h3", {}, "What it was trained on"), h("dl", { class: "facts" },
     known.map(([name, label]) => fact(label, number(data[name]))), extra.map(([name, label]) => fact(label, card[name]))),
   data.snapshot ? h("p", { class: "muted snapshot" }, "Snapshot ", h("code", {}, data.snapshot), data.sha256 ? [", SHA-256 ", h("code", { title: data.sha256 }, `${data.sha256.slice(0, 16)}…`)] : null) : null];
+}
+
+/** Which feedback made it: how much of what kind, the root of all ids, and a proof for one. */
+function lineageOf(card, on) {
+  const { feedback_root: root, feedback_count: count, feedback_kinds: kinds = {} } = card.data ?? {};
+  if (!root) return null;
+  const said = h("p", { class: "muted", role: "status" });
+  const prove = async (event) => {
+    event.preventDefault();
+    said.textContent = await on.prove(card, new FormData(event.target).get("feedback").trim());
+  };
+  return [h("h3", {}, "Which feedback it learned from"),
+    h("p", {}, `${number(count)} pieces: ${Object.entries(kinds).map(([kind, many]) => `${number(many)} ${KINDS[kind] ?? kind}`).join(", ") || "none"}. `,
+      h("span", { class: "muted snapshot" }, "Merkle root of their ids, signed with the card: ", h("code", { title: root }, `${root.slice(0, 16)}…`))),
+    h("form", { class: "row prove", onsubmit: prove },
+      h("label", { for: "feedback" }, "Is this one among them?"), h("input", { id: "feedback", name: "feedback", class: "grow", required: true, placeholder: "fb-…", autocomplete: "off", spellcheck: "false", dataset: { focus: "prove-id" } }),
+      h("button", { type: "submit", class: "quiet", dataset: { focus: "prove" } }, "Look it up")), said];
+}
+
+function probesOf(card) {
+  const probes = card.probes ?? [];
+  if (!probes.length) return null;
+  return [h("h3", {}, "Engines that proved to serve it"), h("dl", { class: "facts" }, probes.map(({ replica, at }) => fact(replica, when(Date.parse(at) / 1000))))];
 }
 
 function historyOf(card) {

@@ -27,6 +27,7 @@ POLICY = PolicySettings(
     ptx_sequences=4,
     ptx_sequence_tokens=16,
     stop_kl_per_token=100.0,
+    stop_update_kl=None,
     checkpoint_every=1,
 )
 EVALUATION = EvaluationSettings(prompts=8, answers_per_policy=2, max_new_tokens=7, best_of=3)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learning.diagnostics import engine_gap, fault, kl_estimates
+from learning.diagnostics import collapse, engine_gap, fault, kl_estimates
 from learning.ppo_losses import PolicyStats, importance_weights
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -81,3 +81,22 @@ def test_a_run_that_breaks_is_stopped_and_told_why(
 
 def test_a_healthy_step_is_no_reason_to_stop() -> None:
     assert fault(HEALTHY, grad_norm=3.0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"reward": math.nan}, "reward"),
+        ({"kl_per_token": math.inf}, "KL"),
+        ({"entropy": math.nan}, "entropy"),
+        ({"entropy": 0.29}, "same words always"),
+    ],
+)
+def test_answers_that_show_a_broken_policy_are_told_apart(
+    change: dict[str, float], word: str
+) -> None:
+    healthy = {"reward": 0.5, "kl_per_token": 0.1, "entropy": 0.31, "first": 3.0}
+    assert collapse(**healthy) is None
+    reason = collapse(**{**healthy, **change})
+    assert reason is not None
+    assert word in reason

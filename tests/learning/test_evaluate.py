@@ -8,8 +8,9 @@ from transformers import AutoTokenizer
 
 from core.engine.client import Sample
 from learning.answer_rows import Answer, answer_rows, best_of_figures, best_of_rows, row_figures
-from learning.evaluate import choose_prompts, judged
+from learning.evaluate import judged
 from learning.evaluation_samples import Sampled
+from learning.heldout_prompts import choose_prompts, last_prompts
 from learning.models import init_reward_model, load_policy
 from learning.rollouts import Prompt
 from learning.stage import EXIT_NOT_ENOUGH_DATA
@@ -34,6 +35,30 @@ def test_prompts_are_taken_from_one_user_after_the_other() -> None:
     assert sorted(prompt.user for prompt in chosen[:3]) == ["a", "b", "c"]
     assert sorted(prompt.user for prompt in chosen[3:]) == ["a", "b", "c"]
     assert len({prompt.prompt_id for prompt in chosen}) == 6
+
+
+def test_another_attempt_takes_up_where_the_one_before_ended() -> None:
+    prompts = prompts_of("abcdefgabcdefg")
+    first, second, third, again = (
+        choose_prompts(prompts, count=5, key="k", attempt=attempt) for attempt in (1, 2, 3, 15)
+    )
+    met = [prompt.prompt_id for prompt in [*first, *second, *third]]
+    assert len(set(met)) == 14
+    assert met[14] == met[0]
+    assert again == first
+    assert len({prompt.user for prompt in first}) == len({prompt.user for prompt in second}) == 5
+
+
+def test_what_chooses_checkpoints_is_what_the_gate_meets_last() -> None:
+    prompts = prompts_of("abcdefgabcdefg")
+    last = last_prompts(prompts, count=6, key="k")
+    assert len(last) == 6
+    first = choose_prompts(prompts, count=8, key="k")
+    assert not {p.prompt_id for p in last} & {p.prompt_id for p in first}
+    assert last == choose_prompts(prompts, count=14, key="k")[8:]
+    assert sorted(p.prompt_id for p in last_prompts(prompts, count=99, key="k")) == sorted(
+        p.prompt_id for p in prompts
+    )
 
 
 def test_the_key_decides_which_prompts_and_fewer_than_wanted_are_all_taken() -> None:
@@ -92,17 +117,20 @@ def test_an_answer_has_the_score_that_it_has_alone_whoever_shares_its_prompt(
     prompts = [Prompt("p0", "a", "[]", (5, 6, 7)), Prompt("p1", "b", "[]", (8, 9))]
     parent = [[sample(504, 2), sample(900, 901, 2), sample(77, 2)], [sample(31, 32, 2)]]
     candidate = [[sample(41, 42, 43, 2)], [sample(600, 2)]]
-    old, new = judged(reward_model, prompts, Sampled(parent, candidate, {}), tokenizer)
+    anchor = [[sample(71, 72, 2)], [sample(73, 2)]]
+    sampled = Sampled(parent, candidate, {}, anchor=anchor)
+    old, new, oldest = judged(reward_model, prompts, sampled, tokenizer)
     assert [[a.token_ids for a in answers] for answers in old] == [
         [s.token_ids for s in samples] for samples in parent
     ]
     assert [len(answers) for answers in new] == [1, 1]
-    assert len({a.score for answers in old + new for a in answers}) == 6
-    for samples, answers in ((parent, old), (candidate, new)):
+    assert len({a.score for answers in old + new + oldest for a in answers}) == 8
+    for samples, answers in ((parent, old), (candidate, new), (anchor, oldest)):
         for i, prompt in enumerate(prompts):
             for one, answer_ in zip(samples[i], answers[i], strict=True):
                 alone = Sampled([[one]], [[one]], {})
-                ((expected,),), _ = judged(reward_model, [prompt], alone, tokenizer)
+                ((expected,),), _, none = judged(reward_model, [prompt], alone, tokenizer)
+                assert none == []
                 assert answer_.score == pytest.approx(expected.score, abs=0.02)
                 assert answer_.text == expected.text
 
@@ -127,14 +155,25 @@ def test_the_candidate_is_judged_as_the_engine_serves_it(tmp_path: Path) -> None
         assert all(len(output["token_ids"]) <= 7 for output in row["outputs"])
     assert figures["kl_k3_per_token"] > 0.0
     assert figures["pretraining_loss_change"] != 0.0
+    (suite,) = figures["regressions"]
+    assert (suite["suite"], suite["items"]) == ("basics", 69)
+    assert len((folder / "out" / "suites.jsonl").read_text().splitlines()) == 69
+    assert figures["toxicity"]["rise"] == 0.0
     assert figures["best_of_3"]["prompts"] == 8
     assert figures["kl_answers"] == 16
     assert figures["pretraining_tokens"] > 1000
     assert len((folder / "out" / "best_of.jsonl").read_text().splitlines()) == 8
 
     # a second start reads the answers of the first, and the parent itself has other checksums
-    itself = prepare(tmp_path / "t", {**inputs, "candidate": inputs["parent"]}, EVALUATION)
+    # the anchor is another version than the parent here
+    anchor = {"anchor": str(tmp_path / "candidate"), "candidate": inputs["parent"]}
+    itself = prepare(tmp_path / "t", {**inputs, **anchor}, EVALUATION)
     same = run(MODULE, itself)
+    lines = (itself / "out" / "answers.jsonl").read_text().splitlines()
+    told = [[output["policy"] for output in json.loads(line)["outputs"]] for line in lines]
+    assert told == [["candidate"] * 2 + ["parent"] * 2 + ["anchor"]] * 8
+    assert same["proxy_win_rate_vs_anchor"]["comparisons"] == 8
+    assert same["regressions"][0]["change"] == 0.0
     assert same["engine_checksums"].keys() == figures["engine_checksums"].keys()
     changed = {
         name
@@ -143,8 +182,7 @@ def test_the_candidate_is_judged_as_the_engine_serves_it(tmp_path: Path) -> None
     }
     assert changed
     assert all("layers.0.mlp.down_proj" in name for name in changed)
-    assert same["kl_k3_per_token"] == 0.0
-    assert same["pretraining_loss_change"] == 0.0
+    assert same["pretraining_loss_change"] == -figures["pretraining_loss_change"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,10 @@ import pytest
 from core.hyperparameters import GateSettings
 from core.records import Run, StageState
 from learning.comparisons import Comparison
-from learning.gate import Evidence, alpha_of_attempt, attempt_number, judge
+from learning.gate import alpha_of_attempt, attempt_number, judge
+from learning.gate_limits import Evidence
+from learning.regressions import compared
+from learning.toxicity import Rise
 
 SETTINGS = GateSettings(min_users=5, bootstrap_samples=4000)
 
@@ -23,7 +26,7 @@ GOOD = Evidence(
     votes=comparisons([1.0, 0.75, 1.0, 0.5, 1.0, 0.75, 0.75]),
     proxies=comparisons([0.0, 0.25, 0.5, 0.0, 0.25, 0.0]),
     kl_per_token=0.1,
-    pretraining_loss_change=0.01,
+    pretraining_loss_share=0.004,
     length_ratio=1.2,
     broken_share=0.02,
 )
@@ -70,7 +73,10 @@ def test_no_comparison_at_all_is_not_enough_data():
     ("changes", "said"),
     [
         ({"kl_per_token": 0.31}, "nats per token from the first policy"),
-        ({"pretraining_loss_change": 0.06}, "forgets"),
+        ({"pretraining_loss_share": 0.011}, "forgets"),
+        ({"pretraining_loss_share": float("nan")}, "forgets"),
+        ({"regressions": [compared("sums", [True] * 8, [False] * 8, alpha=0.05)]}, "suite sums"),
+        ({"toxicity": Rise(candidate=0.05, parent=0.01, rise=0.04, low=0.01)}, "words of abuse"),
         ({"length_ratio": 3.1}, "times as long"),
         ({"length_ratio": 0.3}, "times as long"),
         ({"broken_share": 0.11}, "broken text"),
@@ -92,9 +98,91 @@ def test_exactly_at_a_limit_is_within_it():
 
 
 def test_text_that_was_learned_is_remarked_but_fails_nothing():
-    found = verdict(pretraining_loss_change=-0.2)
-    assert found.passed
-    assert "fell by 0.200" in found.reasons[-1]
+    found = verdict(pretraining_loss_share=-0.02)
+    assert (found.passed, found.retention) == (True, "learned")
+    assert "fell by 2.0%" in found.reasons[-1]
+
+
+def test_within_one_percent_on_both_sides_it_kept_what_it_knew():
+    assert {verdict(pretraining_loss_share=s).retention for s in (-0.01, 0.0, 0.01)} == {"kept"}
+    assert verdict(pretraining_loss_share=0.02).retention == "lost"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # two of forty items are 5 %, within the limit however unlikely
+        {"regressions": [compared("s", [True] * 40, [False] * 2 + [True] * 38, alpha=0.05)]},
+        # one of ten is 10 %, but chance does that
+        {"regressions": [compared("s", [True] * 10, [False] + [True] * 9, alpha=0.05)]},
+        {"toxicity": Rise(candidate=0.05, parent=0.01, rise=0.04, low=-0.001)},
+        {"toxicity": Rise(candidate=0.03, parent=0.02, rise=0.01, low=0.005)},
+    ],
+)
+def test_a_loss_that_is_small_or_may_be_chance_fails_nothing(changes):
+    assert verdict(**changes).passed
+
+
+# --- over the anchor ------------------------------------------------------------------------
+
+
+def test_without_another_anchor_there_is_one_bar():
+    assert verdict().win_rate_vs_anchor is None
+
+
+def test_a_winner_over_the_parent_that_loses_to_the_anchor_fails():
+    found = verdict(votes_vs_anchor=comparisons([0.25, 0.0, 0.5, 0.25, 0.5, 0.0]))
+    assert found.verdict == "fail"
+    assert found.win_rate.low > 0.5
+    assert found.win_rate_vs_anchor.value == pytest.approx(0.25)
+    assert any("to the first policy in 25.0%" in reason for reason in found.reasons)
+
+
+def test_both_bars_are_passed_at_the_alpha_of_the_attempt():
+    found = verdict(votes_vs_anchor=GOOD.votes, attempt=2)
+    assert found.verdict == "pass"
+    assert found.win_rate_vs_anchor == found.win_rate
+
+
+def test_the_bar_of_the_anchor_is_a_setting():
+    settings = SETTINGS.model_copy(update={"min_win_rate_vs_anchor": 0.2})
+    votes = comparisons([0.25, 0.5, 0.5, 0.25, 0.5, 0.5])
+    assert verdict(votes_vs_anchor=votes).verdict == "fail"
+    assert verdict(votes_vs_anchor=votes, settings=settings).verdict == "pass"
+
+
+def test_the_reward_model_stands_in_for_few_votes_over_the_anchor_too():
+    proxies = comparisons([1.0] * 6)
+    found = verdict(votes_vs_anchor=GOOD.votes[:2], proxies_vs_anchor=proxies)
+    assert found.win_rate.judge == "held-out raters"
+    assert found.win_rate_vs_anchor.judge == "reward model"
+    few = verdict(votes_vs_anchor=GOOD.votes[:2])
+    assert few.verdict == "not_enough_data"
+
+
+# --- over-optimisation ----------------------------------------------------------------------
+
+
+def test_people_and_reward_model_on_both_sides_of_one_half_fail_as_over_optimised():
+    found = verdict(votes=comparisons([0.0, 0.25] * 4), proxies=comparisons([1.0, 0.75] * 4))
+    assert (found.verdict, found.over_optimised) == ("fail", True)
+    assert found.reasons[0].startswith("over-optimised: the reward model prefers it in 87.5%")
+
+
+def test_a_gap_between_two_wins_is_remarked_and_fails_nothing():
+    found = verdict(votes=comparisons([0.5, 0.75] * 4), proxies=comparisons([1.0] * 8))
+    assert (found.verdict, found.over_optimised) == ("pass", True)
+    assert found.reasons[-1].startswith("over-optimised")
+    assert found.reasons[0].startswith("held-out raters")
+
+
+def test_intervals_that_overlap_are_no_alarm():
+    found = verdict(votes=comparisons([1.0, 0.5] * 4), proxies=comparisons([1.0, 0.75] * 4))
+    assert not found.over_optimised
+
+
+def test_people_who_like_it_better_than_the_reward_model_does_are_no_alarm():
+    assert not verdict().over_optimised
 
 
 def test_an_even_candidate_fails():

@@ -86,6 +86,8 @@ def test_a_rate_of_zero_releases_the_parent_unchanged(
     folder = prepare(tmp_path / "s", inputs, settings)
     figures = run(MODULE, folder)
     assert figures["changed_share"] == 0.0
+    assert set(figures["validation_objective"]) == {"1", "2"}
+    assert not (folder / "kept").exists()
     assert figures["kl_k3_per_token"] == 0.0
     assert figures["ptx_loss_before"] == figures["ptx_loss_after"]
 

@@ -5,138 +5,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.engine.client import Sample
-from core.hyperparameters import PolicySettings
 from learning import train_policy
-from learning.experience import row_logprobs
-from learning.models import init_reward_model, save_reward_model
-from learning.packing import Group, pack
 from learning.policy_run import (
-    PolicyRun,
     changed_share,
     export,
     load_checkpoint,
-    new_run,
     save_checkpoint,
     update_average,
 )
-from learning.policy_setup import Setup
-from learning.policy_updates import ptx_batch
-from learning.rollouts import Prompt
-from learning.stage import Interrupted, Stage
-from learning.train_policy import Diverged, step_plan
+from learning.policy_stops import Diverged
+from learning.stage import Interrupted
+from learning.train_policy import step_plan
 from tests.learning.packing_cases import VOCABULARY, tiny_llama
-
-END = 2
-SETTINGS = PolicySettings(
-    iterations=3,
-    prompts_per_iteration=4,
-    answers_per_prompt=3,
-    minibatches=2,
-    inner_epochs=1,
-    learning_rate=1e-2,
-    value_learning_rate=1e-2,
-    value_only_iterations=1,
-    warmup_iterations=1,
-    max_new_tokens=6,
-    ptx_sequences=3,
-    ptx_sequence_tokens=5,
-    token_budget=64,
-    stop_kl_per_token=100.0,
-    checkpoint_every=100,
+from tests.learning.ppo_loop import (
+    SETTINGS,
+    SamplingEngine,
+    go,
+    make_run,
+    make_setup,
+    stage_in,
+    weights,
+    write_models,
 )
-
-
-class Spelling:
-    """As much of a tokeniser as the loop needs."""
-
-    eos_token_id = END
-
-    def decode(self, ids, **options) -> str:
-        return " ".join(f"word{chr(97 + i % 26)}" for i in ids if i != END)
-
-
-class SamplingEngine:
-    """Samples with the weights that were loaded last, token by token, like the real engine."""
-
-    def __init__(self, model) -> None:
-        self.model = model
-        self.loads: list[str] = []
-
-    def load_model(self, model, *, version: str) -> None:
-        self.model.load_state_dict(model.state_dict())
-        self.loads.append(version)
-
-    @torch.no_grad()
-    def generate(self, prompts, *, n, max_tokens, temperature, seed) -> list[list[Sample]]:
-        generator = torch.Generator().manual_seed(seed)
-        return [
-            [self._answer(list(ids), max_tokens, temperature, generator) for _ in range(n)]
-            for ids in prompts
-        ]
-
-    def _answer(self, ids, max_tokens, temperature, generator) -> Sample:
-        start = len(ids)
-        while len(ids) < start + max_tokens and (len(ids) == start or ids[-1] != END):
-            logits = self.model(torch.tensor([ids])).logits[0, -1].float() / temperature
-            ids.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
-        answer = ids[start:]
-        (row,) = pack([Group(prompt=ids[:start], answers=[answer])], token_budget=99)
-        logprobs, _ = row_logprobs(self.model, row, temperature=temperature)
-        return Sample(answer, logprobs.tolist(), "stop" if answer[-1] == END else "length")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    model = tiny_llama(seed=4)
-    with torch.no_grad():  # larger numbers, so that most answers are not sampled by pure chance
-        model.model.norm.weight.mul_(0.5)
-    model.to(torch.bfloat16).save_pretrained(root / "policy")
-    reward_model = init_reward_model(root / "policy", head_init_std=0.3, seed=5)
-    save_reward_model(reward_model, root / "reward", tokenizer_from=root / "policy")
-    return {"policy": root / "policy", "reward": root / "reward"}
-
-
-def make_setup(**changes) -> Setup:
-    generator = torch.Generator().manual_seed(9)
-    text = torch.randint(3, VOCABULARY, (50, 5), generator=generator).tolist()
-    return Setup(
-        settings=SETTINGS.model_copy(update=changes),
-        seed=11,
-        tokenizer=Spelling(),
-        prompts=[Prompt(f"p{i}", f"u{i}", "[]", (5 + i, 9, 30 - i)) for i in range(7)],
-        ptx_sequences=text,
-        retention=ptx_batch(text[:4], token_budget=40),
-    )
-
-
-def make_run(folders: dict[str, Path], setup: Setup) -> PolicyRun:
-    return new_run(
-        parent=folders["policy"],
-        anchor=folders["policy"],
-        reward_model=folders["reward"],
-        settings=setup.settings,
-    )
-
-
-def go(stage: Stage, setup: Setup, run: PolicyRun) -> SamplingEngine:
-    """All iterations that are left."""
-    engine = SamplingEngine(tiny_llama().to(torch.bfloat16))
-    engine.model.load_state_dict(run.models.policy.state_dict())
-    while run.iteration < setup.settings.iterations and run.stopped is None:
-        train_policy._iterate(stage, setup, run, engine)
-    return engine
-
-
-def weights(run: PolicyRun) -> torch.Tensor:
-    tensors = [*run.policy_optimiser.masters, *run.value_optimiser.masters, *run.average]
-    return torch.cat([t.detach().flatten() for t in tensors])
-
-
-def stage_in(folder: Path) -> Stage:
-    folder.mkdir()
-    return Stage(folder=folder, inputs={})
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def test_the_plan_of_the_first_iteration_begins_with_the_value_model_alone() -> None:

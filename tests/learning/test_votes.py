@@ -15,8 +15,8 @@ RUN = Run(id="r1", stages=("vote", "gate"), created_at=0.0, stage="vote")
 POLICIES = ("candidate", "parent")
 
 
-def row(number, *, answers=2):
-    """The candidate answers well, but for the last prompt."""
+def row(number, *, answers=2, policies=POLICIES):
+    """The candidate answers well, but for the last prompt; the anchor never does."""
     return {
         "prompt_id": f"token-{number}",
         "user": f"user-{number % 3}",
@@ -25,16 +25,20 @@ def row(number, *, answers=2):
             {
                 "output_id": f"{policy}-{n}",
                 "policy": policy,
-                "text": f"answer {n} {'well' if (policy == 'candidate') == (number < 4) else ''}",
+                "text": f"answer {n} {'well' if answers_well(policy, number) else ''}",
                 "finish_reason": "stop",
                 "token_ids": [1],
                 "score": 0.0,
                 "broken": False,
             }
-            for policy in POLICIES
+            for policy in policies
             for n in range(answers)
         ],
     }
+
+
+def answers_well(policy, number):
+    return policy != "anchor" and (policy == "candidate") == (number < 4)
 
 
 ROWS = [row(number) for number in range(5)]
@@ -91,6 +95,21 @@ async def test_when_the_time_is_over_what_there_is_counts(logged, state_dir, set
     assert len(read_votes(folder)) == 5
 
 
+async def test_a_vote_that_is_held_back_does_not_count(logged, state_dir, settings):
+    folder = state_dir / "vote"
+    await advance(logged, folder)
+    await vote_on_all(logged, settings)
+    held, *_ = await tasks_of(logged, RUN.id)
+    answers = tuple(a.model_copy(update={"held": "suspect"}) for a in held.answers)
+    changed = held.model_copy(update={"answers": answers})
+    await logged.set(keys.labeling_task(held.id), changed.model_dump_json())
+    assert not await advance(logged, folder)  # one task has no vote that counts
+    opened = json.loads((folder / "opened.json").read_text())
+    (folder / "opened.json").write_text(json.dumps({**opened, "at": opened["at"] - 601}))
+    assert await advance(logged, folder)
+    assert len(read_votes(folder)) == 4
+
+
 async def test_nobody_is_asked_when_there_is_no_time_to_wait(logged, state_dir):
     assert await advance(logged, state_dir / "vote", wait=0)
     assert read_votes(state_dir / "vote") == []
@@ -130,3 +149,29 @@ async def test_a_vote_survives_being_written_and_read(logged, state_dir, setting
     await vote_on_all(logged, settings)
     await advance(logged, folder)
     assert Comparison("user-1", 0.0, 0.0) in read_votes(folder)  # prompt 4
+
+
+async def test_one_ranking_is_a_vote_over_the_parent_and_one_over_the_anchor(
+    logged, state_dir, settings
+):
+    rows = [row(number, policies=(*POLICIES, "anchor")) for number in range(5)]
+    folder = state_dir / "vote"
+    await advance(logged, folder, rows=rows)
+    assert {len(task.outputs) for task in await tasks_of(logged, RUN.id)} == {6}
+    assert await vote_on_all(logged, settings) == 5
+    assert await advance(logged, folder, rows=rows)
+    over_parent, over_anchor = read_votes(folder), read_votes(folder, against="anchor")
+    assert sorted(vote.points for vote in over_parent) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    # the last prompt: neither the candidate nor the anchor answers well, a tie
+    assert sorted(vote.points for vote in over_anchor) == [0.5, 1.0, 1.0, 1.0, 1.0]
+    assert json.loads((folder / "out" / "figures.json").read_text())["votes"] == 5
+
+
+async def test_without_another_anchor_there_are_no_votes_over_it(logged, state_dir, settings):
+    folder = state_dir / "vote"
+    await advance(logged, folder)
+    await vote_on_all(logged, settings)
+    await advance(logged, folder)
+    assert read_votes(folder, against="anchor") == []
+    (folder / "out" / "votes-anchor.jsonl").unlink()
+    assert read_votes(folder, against="anchor") == []
