@@ -1,66 +1,49 @@
 """The engine agent: one vLLM engine, kept alive and kept on the version that the registry wants.
 
-Level-triggered: every second it compares what it serves with the target, and acts. A missed
+Level-triggered: twice a second it compares what it serves with the target, and acts. A missed
 message, a restart, a late replica, a lost Redis all heal the same way. A replica is `ready` only
-when it was probed on the version it should serve.
+when it was probed on the version it serves.
+
+A version is refused for all only if a fault speaks of the version: its files, its checksums, NaN.
+If the engine fails, dies or does not answer, the same version is tried again, later each time;
+after three times this replica gives it up, which is an alarm, and serves the last good one.
 """
 
 import asyncio
 import logging
 import signal
-import subprocess
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from core import keys, registry
+from core import canary, keys, registry
 from core.engine.client import EngineClient
 from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until_ready
 from core.engine.progress import Progress
-from core.errors import CorruptVersion, EngineError, NotFound, StartError, Unavailable
+from core.errors import (
+    CorruptVersion,
+    EngineError,
+    NotFinite,
+    NotFound,
+    StartError,
+    Unavailable,
+)
 from core.keyring import Keyring
 from core.metrics import SWAP_PAUSE_SECONDS, SWAPS
-from core.records import Replica
-from core.redis_client import Redis, connect, redis_errors, redis_url
+from core.policy_store import PolicyStore
+from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
 from core.versions import verify
-from serving.swap import Loadable, SwapFailed, differing_parameters, swap
+from serving import agent_records, attest
+from serving.agent_state import MAX_ATTEMPTS, Agent
+from serving.swap import Loadable, SwapFailed, SwapResult, differing_parameters, swap
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
-HEARTBEAT_SECONDS = 1.0
 PROGRESS_SECONDS = 5.0
-HEARTBEAT_EXPIRES_SECONDS = 5
 FAREWELL_SECONDS = 0.8
 """How long an engine that is told to stop still answers: gateways look every half second."""
-SWAP_LEASE_SECONDS = 120
-LONGEST_RESTART_DELAY_SECONDS = 30.0
-State = Literal["starting", "ready", "swapping", "failed", "draining"]
-
-
-@dataclass(slots=True)
-class Agent:
-    """What the agent knows of its engine between two looks."""
-
-    name: str
-    settings: Settings
-    keyring: Keyring
-    redis: Redis
-    socket: Path
-    serving: str = ""
-    """The version in the engine; empty while none is proven."""
-    state: State = "starting"
-    detail: str = ""
-    probed_at: float | None = None
-    process: "subprocess.Popen[bytes] | None" = None
-    client: EngineClient | None = None
-    failures: int = 0
-    progress: Progress = field(default_factory=Progress)
-    progress_at: float = 0.0
-    """When to look for progress again."""
-    refused: set[str] = field(default_factory=set)
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+FIRST_RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 30.0
 
 
 def run_agent(settings: Settings, *, number: int) -> None:
@@ -82,41 +65,57 @@ async def _main(settings: Settings, number: int) -> None:
         loop = asyncio.get_running_loop()
         for number_of_signal in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number_of_signal, agent.stopping.set)
-        heartbeats = asyncio.create_task(_heartbeats(agent))
-        try:
-            while not agent.stopping.is_set():
-                await _look(agent)
-                await _pause(agent, TICK_SECONDS)
-        finally:
-            agent.state = "draining"
-            await _say_state(agent)
-            await asyncio.sleep(FAREWELL_SECONDS)
-            heartbeats.cancel()
-            await _stop_engine(agent)
-            await _forget(agent)
+        await live(agent)
+
+
+async def live(agent: Agent) -> None:
+    """Look and act until it is told to stop; then end the engine."""
+    heartbeats = asyncio.create_task(agent_records.heartbeats(agent))
+    try:
+        while not agent.stopping.is_set():
+            await _look(agent)
+            await _pause(agent, TICK_SECONDS)
+    finally:
+        agent.state = "draining"
+        await agent_records.say_state(agent)
+        await asyncio.sleep(FAREWELL_SECONDS)
+        heartbeats.cancel()
+        await _stop_engine(agent)
+        await agent_records.forget(agent)
 
 
 async def _look(agent: Agent) -> None:
     """Compare what is with what should be, and take one step."""
     try:
+        await agent_records.tell_condemned(agent)
         with redis_errors():
-            wanted = await registry.target(agent.redis)
+            wanted = await canary.wanted_version(agent.redis, agent.name)
+        if wanted != agent.wanted:
+            agent.wanted, agent.not_before = wanted, 0.0
+            agent.attempts.clear()
         await _step(agent, wanted)
     except Unavailable:
         return  # what serves goes on serving; the next look may know more
 
 
 async def _step(agent: Agent, wanted: str | None) -> None:
-    """Start, swap, or end an engine that hangs. Raises Unavailable (no Redis)."""
+    """Start, swap, or end an engine that hangs or is not what it was. Raises Unavailable."""
     if agent.process is None or agent.process.poll() is not None:
         await _start(agent, wanted)
-    elif wanted and wanted != agent.serving and wanted not in agent.refused:
+    elif wanted and wanted != agent.serving and agent.may_try(wanted, now=time.monotonic()):
         await _swap(agent, wanted)
     elif await _is_stuck(agent):
-        log.error("the engine has work and generates nothing: it is started again")
-        agent.state, agent.detail = "failed", "the engine hung"
-        await _say_state(agent)
-        await _stop_engine(agent)
+        await _take_out(agent, "the engine hung")
+    elif why := await attest.fault(agent):
+        await _take_out(agent, why)
+
+
+async def _take_out(agent: Agent, why: str) -> None:
+    """End an engine that must not go on; the next look starts it from its version's folder."""
+    log.error("%s is started again: %s", agent.name, why)
+    agent.state, agent.detail = "failed", why
+    await agent_records.say_state(agent)
+    await _stop_engine(agent)
 
 
 async def _is_stuck(agent: Agent) -> bool:
@@ -137,29 +136,55 @@ async def _is_stuck(agent: Agent) -> bool:
 
 
 async def _start(agent: Agent, wanted: str | None) -> None:
-    """Start the engine on the wanted version, or on the last good one if that is broken."""
+    """Start the engine on the wanted version, or on the last good one. Raises Unavailable."""
     if agent.process is not None:
         log.error("the engine ended with exit code %s", agent.process.returncode)
         await _stop_engine(agent)
+    agent.state = "starting"
+    await agent_records.say_state(agent)
     if agent.failures:
-        delay = min(2.0 ** (agent.failures - 1), LONGEST_RESTART_DELAY_SECONDS)
-        await _pause(agent, delay)
-    agent.state, agent.detail, agent.serving = "starting", "", ""
-    if wanted is None:
-        agent.detail = "no policy is registered yet"
+        await _pause(agent, _delay(agent.failures))
+    agent.detail = ""
+    version = await _best_to_start(agent, wanted)
+    if version is None:
+        agent.detail = "there is no policy that it could load"
+    if version is None or agent.stopping.is_set():
         return
     try:
-        loadable = await _loadable(agent, wanted, like=None)
-        await _launch(agent, loadable)
-    except CorruptVersion as error:
-        await _refuse(agent, wanted, error.message)
-        with redis_errors():
-            await registry.rollback(agent.redis, who=agent.name, why=error.message, expected=wanted)
-    except (EngineError, StartError) as error:
+        await _launch(agent, await _loadable(agent, version, like=None))
+        return
+    except (CorruptVersion, NotFinite) as error:
+        await agent_records.condemn(agent, version, error.message)
+    except (EngineError, StartError, NotFound) as error:
+        log.error("the engine did not start: %s", error.message)
         agent.failures += 1
         agent.state, agent.detail = "failed", error.message
-        log.error("the engine did not start: %s", error.message)
-        await _stop_engine(agent)
+        _count_failure(agent, version)
+    await agent_records.say_state(agent)
+    await _stop_engine(agent)
+
+
+async def _best_to_start(agent: Agent, wanted: str | None) -> str | None:
+    """The wanted version; after three failures the last good one has its three, and so on."""
+    with redis_errors():
+        before = await agent.redis.lrange(keys.target_history(), 0, MAX_ATTEMPTS)
+        bad = {*await agent.redis.hkeys(keys.quarantined())}
+        bad |= {*await agent.redis.hkeys(keys.collected())}
+    versions = [wanted] if wanted else []
+    versions += [raw.decode() for raw in before]
+    fit = [of for of in versions if of not in agent.refused and of.encode() not in bad]
+    return min(fit, key=lambda of: agent.attempts.get(of, 0) // MAX_ATTEMPTS, default=None)
+
+
+def _count_failure(agent: Agent, version: str) -> None:
+    """The engine failed with a version, which says nothing of the version."""
+    if agent.failed_with(version):
+        SWAPS.labels(outcome="gave_up").inc()
+        log.error("%s gives up %s: %s", agent.name, version, agent.detail)
+
+
+def _delay(failures: int) -> float:
+    return min(FIRST_RETRY_SECONDS * 2.0 ** (failures - 1), LONGEST_RETRY_SECONDS)
 
 
 async def _launch(agent: Agent, loadable: Loadable) -> None:
@@ -189,133 +214,103 @@ async def _launch(agent: Agent, loadable: Loadable) -> None:
     if differing_parameters(live, loadable.checksums):
         raise CorruptVersion(f"{loadable.version}: the engine holds other weights than its card")
     await agent.client.probe()
-    await _attest(agent, loadable.version, live)
-    agent.serving, agent.state, agent.detail, agent.failures = loadable.version, "ready", "", 0
+    await _serves(agent, loadable.version, live)
+    agent.failures = 0
     log.info("serving %s", agent.serving)
+
+
+async def _serves(agent: Agent, version: str, checksums: dict[str, str]) -> None:
+    """The engine proved to hold a version."""
+    agent.serving, agent.checksums = version, checksums
+    agent.state, agent.detail, agent.attest_at = "ready", "", 0.0
+    await agent_records.loaded(agent, version, checksums)
 
 
 async def _swap(agent: Agent, wanted: str) -> None:
     """Take a promoted version into the running engine, one replica at a time."""
+    async with agent_records.turn_to_swap(agent) as is_ours:
+        if is_ours:
+            await attest.end(agent)
+            try:
+                await _swap_in_turn(agent, wanted)
+            finally:
+                if agent.state == "swapping":
+                    agent.state = "ready"
+                await agent_records.say_state(agent)
+
+
+async def _swap_in_turn(agent: Agent, wanted: str) -> None:
+    """Raises Unavailable before anything was done."""
     assert agent.client is not None
-    with redis_errors():
-        if not await agent.redis.set(keys.swap_lease(), agent.name, nx=True, ex=SWAP_LEASE_SECONDS):
-            return
+    folder = agent.settings.state_dir / "policies" / agent.serving
+    old = Loadable(agent.serving, folder, agent.checksums or None)
     try:
-        old = await _loadable(agent, agent.serving, like=None, check=False)
-        new = await _loadable(agent, wanted, like=old.folder)
+        new = await _loadable(agent, wanted, like=folder)
         agent.state, agent.detail = "swapping", f"{agent.serving} to {wanted}"
-        await _say_state(agent)
+        await agent_records.say_state(agent)
         result = await swap(
             agent.client, new=new, old=old, drain_seconds=agent.settings.engine.drain_seconds
         )
-        SWAPS.labels(outcome="done").inc()
-        SWAP_PAUSE_SECONDS.observe(result.pause_seconds)
-        agent.serving, agent.state, agent.detail = wanted, "ready", ""
-        await _attest(agent, wanted, result.checksums)
-        log.info("swapped to %s, paused for %.3f s", wanted, result.pause_seconds)
-    except (CorruptVersion, NotFound) as error:
+    except CorruptVersion as error:
         SWAPS.labels(outcome="refused").inc()
-        await _refuse(agent, wanted, error.message)
+        await agent_records.condemn(agent, wanted, error.message)
+    except (NotFound, EngineError) as error:
+        agent.detail = error.message
+        _count_failure(agent, wanted)
+        agent.not_before = time.monotonic() + _delay(agent.attempts[wanted])
     except SwapFailed as error:
-        SWAPS.labels(outcome="restored" if error.restored else "restarted").inc()
-        await _refuse(agent, wanted, error.message)
-        if not error.restored:
-            await _stop_engine(agent)
-    finally:
-        agent.state = "ready" if agent.serving and agent.process else agent.state
-        await _release_lease(agent)
-        await _say_state(agent)
+        await _after_failure(agent, wanted, error)
+    else:
+        await _after_swap(agent, wanted, result)
 
 
-async def _refuse(agent: Agent, version: str, why: str) -> None:
-    """Quarantine a version, and point everybody back if it is the target."""
-    log.error("refused %s: %s", version, why)
-    agent.refused.add(version)
-    agent.detail = why
-    try:
-        with redis_errors():
-            await registry.quarantine(agent.redis, version, why=why)
-            if agent.serving and await registry.target(agent.redis) == version:
-                await registry.rollback(agent.redis, who=agent.name, why=why, expected=version)
-    except Unavailable as error:
-        log.error("could not record that: %s", error.message)
+async def _after_swap(agent: Agent, version: str, result: SwapResult) -> None:
+    SWAPS.labels(outcome="done").inc()
+    SWAP_PAUSE_SECONDS.observe(result.pause_seconds)
+    await _serves(agent, version, result.checksums)
+    log.info("swapped to %s, paused for %.3f s", version, result.pause_seconds)
 
 
-async def _loadable(
-    agent: Agent, version: str, *, like: Path | None, check: bool = True
-) -> Loadable:
-    """A version's folder and expected checksums; verified in a thread of this process."""
-    folder = agent.settings.state_dir / "policies" / version
+async def _after_failure(agent: Agent, version: str, failure: SwapFailed) -> None:
+    """Refuse the version, or try it again later; end an engine that does not serve any more."""
+    agent.detail = failure.message
+    if failure.blames_version:
+        SWAPS.labels(outcome="refused").inc()
+        await agent_records.condemn(agent, version, failure.message)
+    else:
+        log.error("the engine failed: %s", failure.message)
+        SWAPS.labels(outcome="restored" if failure.restored else "restarted").inc()
+        _count_failure(agent, version)
+        agent.not_before = time.monotonic() + _delay(agent.attempts[version])
+    if not failure.restored:
+        await _take_out(agent, failure.message)
+
+
+async def _loadable(agent: Agent, version: str, *, like: Path | None) -> Loadable:
+    """A version's folder and expected checksums; verified in a thread of this process.
+
+    Raises CorruptVersion, NotFound, EngineError, Unavailable.
+    """
+    store = PolicyStore(agent.settings.state_dir / "policies", agent.settings.policies_url)
     with redis_errors():
         card = await registry.card(agent.redis, version)
+        prefix = await registry.prefix(agent.redis, version)
         expected = await agent.redis.hgetall(keys.policy_checksums(version))
-    if check:
-        await asyncio.to_thread(
-            verify, folder, card, like=like, public_key=agent.keyring.public_key()
-        )
+        bad = await agent.redis.hget(keys.quarantined(), version)
+    if bad:  # whoever found that may have died before it pointed everybody back
+        raise CorruptVersion(f"{version} is quarantined: {bad.decode()}")
+    public_key = agent.keyring.public_key()
+    try:
+        folder = await asyncio.to_thread(store.fetch, card, prefix)
+        await asyncio.to_thread(verify, folder, card, like=like, public_key=public_key)
+    except OSError as error:  # a disk that fails says nothing of the version
+        raise EngineError(f"{version} could not be read: {error}") from error
     checksums = {name.decode(): value.decode() for name, value in expected.items()}
     return Loadable(version=version, folder=folder, checksums=checksums or None)
 
 
-async def _attest(agent: Agent, version: str, checksums: dict[str, str]) -> None:
-    """Keep what the first engine computed for a version, and say that this one was probed."""
-    agent.probed_at = time.time()
-    try:
-        with redis_errors():
-            if not await agent.redis.exists(keys.policy_checksums(version)):
-                await agent.redis.hset(keys.policy_checksums(version), mapping=checksums)
-            await registry.record(agent.redis, "probed", version=version, replica=agent.name)
-    except Unavailable as error:
-        log.warning("the probe of %s was not recorded: %s", version, error.message)
-
-
-async def _heartbeats(agent: Agent) -> None:
-    while True:
-        await _say_state(agent)
-        await asyncio.sleep(HEARTBEAT_SECONDS)
-
-
-async def _say_state(agent: Agent) -> None:
-    replica = Replica(
-        name=agent.name,
-        url=f"unix:{agent.socket}",
-        version=agent.serving,
-        state=agent.state,
-        detail=agent.detail,
-        seen_at=time.time(),
-        probed_at=agent.probed_at,
-    )
-    try:
-        with redis_errors():
-            pipeline = agent.redis.pipeline()
-            pipeline.sadd(keys.replicas(), agent.name)
-            pipeline.set(
-                keys.replica(agent.name), replica.model_dump_json(), ex=HEARTBEAT_EXPIRES_SECONDS
-            )
-            await pipeline.execute()
-    except Unavailable as error:
-        log.warning("no heartbeat: %s", error.message)
-
-
-async def _forget(agent: Agent) -> None:
-    try:
-        with redis_errors():
-            await agent.redis.srem(keys.replicas(), agent.name)
-            await agent.redis.delete(keys.replica(agent.name))
-    except Unavailable:
-        pass  # the heartbeat expires by itself
-
-
-async def _release_lease(agent: Agent) -> None:
-    try:
-        with redis_errors():
-            if await agent.redis.get(keys.swap_lease()) == agent.name.encode():
-                await agent.redis.delete(keys.swap_lease())
-    except Unavailable:
-        pass  # the lease expires by itself
-
-
 async def _stop_engine(agent: Agent) -> None:
+    await attest.end(agent)
     client, process = agent.client, agent.process
     agent.client = agent.process = None
     agent.serving, agent.progress = "", Progress()

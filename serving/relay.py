@@ -21,6 +21,7 @@ from core.errors import EngineError, Unavailable
 from core.keyring import Keyring
 from core.records import ApiKey
 from core.settings import GatewaySettings
+from feedback.entries import user_hash
 from serving import routing, sse
 from serving.admission import Admission, Grant
 from serving.engines import Engine
@@ -30,6 +31,7 @@ from serving.hangup import HangUp
 from serving.inbox import Inbox
 from serving.replicas import Replicas
 from serving.requests import Asked, engine_body
+from serving.routing import ANY, Wish
 from serving.transcript import Kind, Transcript
 from serving.upstream import NotAnswered, Upstream, check_id
 from serving.usage import Usage
@@ -67,6 +69,8 @@ class Reply:
     grant: Grant
     """What it took of the limits."""
     transcript: Transcript = field(init=False)
+    wish: Wish = ANY
+    """The versions that may answer."""
     logged: bool = False
     started: bool = False
     """Whether the status line has been sent."""
@@ -98,9 +102,10 @@ class Reply:
         tried: list[Engine] = []
         failure: Refusal | NotAnswered | None = None
         again, near = False, self._nearness()
+        self.wish = self.services.replicas.wish(self.asked.version, self._user)
         while len(tried) < _MAX_ENGINES:
             try:
-                engine = self.services.replicas.pick(self.asked.version, tried, near)
+                engine = self.services.replicas.find(self.wish, tried, near)
             except Unavailable:
                 break
             try:
@@ -118,6 +123,11 @@ class Reply:
             engine.failed() if failure.is_fault else engine.avoid()
             tried.append(engine)
         await send_failure(send, failure, self.asked.api.path)
+
+    def _user(self) -> str:
+        """Whom the log will name: a canary's cohorts are made of that."""
+        key, name = self.key, self.asked.end_user(self.key)
+        return user_hash(self.services.keyring, tenant=key.tenant, key_id=key.id, user=name)
 
     def _nearness(self) -> int | None:
         """The prompt's point for choosing among engines, if there is a choice."""
@@ -270,12 +280,14 @@ class Reply:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _note_versions(self, engine: Engine, response: aiohttp.ClientResponse) -> None:
-        """Raises NotAnswered when a pinned version is not what answered."""
+        """Raises NotAnswered when what answered is not the version that may."""
         version = _version_of(engine, response)
         for name in (_crossed(engine, response) or version).split(","):
             self.transcript.served_by(name)
-        if self.asked.version not in (None, version):
+        if not self.wish.allows(version):
             engine.version = version  # it swapped since its last heartbeat
+            self.services.replicas.doubt()
+            self.wish = self.wish.after_a_move()
             raise NotAnswered(f"it serves {version} now", is_fault=False)
 
     def _headers(

@@ -8,18 +8,23 @@ well each is in serving/health.py. Opens no connection to an engine.
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 
-from core import keys, metrics
+from core import canary, keys, metrics
+from core.canary import Release
 from core.errors import Unavailable
 from core.records import Replica
 from core.redis_client import Redis, redis_errors
 from serving.breaker import Breaker
 from serving.engines import Engine
 from serving.requests import MODEL, model_not_found
-from serving.routing import choose
+from serving.routing import ANY, Wish, choose, wish_for
 
 WATCH_SECONDS = 0.5
+_FRESH_SECONDS = 3.0
+_REMEMBERED_SECONDS = 60.0
+"""With Redis away for so long, users are split no more: nobody knows what came of the canary."""
 _WATCH_PATIENCE_SECONDS = 2.0
 _SILENCE_SECONDS = 3.0
 EXTERNAL_VERSION = "v0000"
@@ -31,6 +36,8 @@ class Replicas:
     def __init__(self) -> None:
         self._engines: dict[str, Engine] = {}
         self._shown: set[tuple[str, str]] = set()
+        self._release, self._release_at = Release(), float("-inf")
+        self._doubted = False
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._engines.values())
@@ -60,6 +67,49 @@ class Replicas:
         if served and version is not None and version not in served:
             raise model_not_found(f"{MODEL}@{version}")
         raise Unavailable("no engine is ready: see /readyz", retry_after=1, code="no_engine")
+
+    def wish(self, pinned: str | None, user: Callable[[], str]) -> Wish:
+        """Which versions may answer; `user` gives the keyed hash, where it is needed."""
+        if pinned is not None:
+            return Wish((pinned,), pinned=True)
+        silence = time.monotonic() - self._release_at
+        if self._release.canary is None or silence > _REMEMBERED_SECONDS:
+            return ANY
+        split, cohort = self._release.split, None
+        if split is not None:
+            cohort = canary.cohort_of(user(), split.salt, split.share)
+        fresh = silence <= _FRESH_SECONDS and not self._doubted
+        return wish_for(self._release, cohort, fresh=fresh, now=time.time())
+
+    def find(self, wish: Wish, tried: Collection[Engine] = (), near: int | None = None) -> Engine:
+        """The engine for a wish: of its first version, or of the next.
+
+        Raises Unavailable, and NotFound for a pinned version that nobody serves.
+        """
+        if wish.pinned or wish == ANY:
+            return self.pick(wish.versions[0], tried, near)
+        if wish.shunned:
+            others = [e for e in self._engines.values() if e.version == wish.shunned]
+            with suppress(Unavailable):
+                return self.pick(None, [*tried, *others], near)
+            return self.pick(None, tried, near)
+        now, engines = time.monotonic(), self._engines.values()
+        for version in wish.versions:
+            engine = choose(engines, version=version, tried=tried, now=now, near=near)
+            if engine is not None:
+                if wish.candidate and version != wish.candidate:
+                    metrics.CANARY_FALLBACKS.inc()
+                return engine
+        raise Unavailable("no engine of the live version is ready: see /readyz", code="no_engine")
+
+    def follow(self, release: Release) -> None:
+        """Take over what should serve whom."""
+        self._release, self._release_at = release, time.monotonic()
+        self._doubted = False
+
+    def doubt(self) -> None:
+        """An engine has swapped unheard: what is known is old until the next look at Redis."""
+        self._doubted = True
 
     def versions(self) -> list[str]:
         """The versions that some replica serves now."""
@@ -120,10 +170,24 @@ class Replicas:
 
 async def heartbeats(redis: Redis) -> tuple[list[str], list[Replica]]:
     """The names of all replicas, and what those that are alive said last. Raises Unavailable."""
+    names, heard, _ = await _look(redis)
+    return names, heard
+
+
+async def refresh(redis: Redis, replicas: Replicas, *, now: float) -> None:
+    """Take over what agents say and what should serve whom. Raises Unavailable."""
+    names, heard, release = await _look(redis)
+    replicas.update(names, heard, now=now)
+    replicas.follow(release)
+
+
+async def _look(redis: Redis) -> tuple[list[str], list[Replica], Release]:
     with redis_errors():
         names = sorted(name.decode() for name in await redis.smembers(keys.replicas()))
-        raw = await redis.mget([keys.replica(name) for name in names]) if names else []
-    return names, [Replica.model_validate_json(text) for text in raw if text]
+        wanted = [keys.target(), keys.canary(), *(keys.replica(name) for name in names)]
+        target, on, *raw = await redis.mget(wanted)
+    heard = [Replica.model_validate_json(text) for text in raw if text]
+    return names, heard, canary.parsed(target, on)
 
 
 async def watch(redis: Redis, replicas: Replicas) -> None:
@@ -131,10 +195,9 @@ async def watch(redis: Redis, replicas: Replicas) -> None:
     while True:
         try:
             async with asyncio.timeout(_WATCH_PATIENCE_SECONDS):
-                names, heard = await heartbeats(redis)
+                await refresh(redis, replicas, now=time.monotonic())
         except (Unavailable, TimeoutError):
             metrics.REDIS_UP.set(0)
         else:
             metrics.REDIS_UP.set(1)
-            replicas.update(names, heard, now=time.monotonic())
         await asyncio.sleep(WATCH_SECONDS)

@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from core.errors import CorruptVersion
 
 # the bits of the exponent, all set in infinities and NaN, and the integer type to look at them
-_EXPONENT: dict[str, tuple[type[np.unsignedinteger], int]] = {
-    "BF16": (np.uint16, 0x7F80),
-    "F16": (np.uint16, 0x7C00),
-    "F32": (np.uint32, 0x7F800000),
-    "F64": (np.uint64, 0x7FF0000000000000),
+_EXPONENT = {
+    "BF16": ("uint16", 0x7F80),
+    "F16": ("uint16", 0x7C00),
+    "F32": ("uint32", 0x7F800000),
+    "F64": ("uint64", 0x7FF0000000000000),
 }
 _MAX_HEADER = 100_000_000
 _PIECE = 2_000_000  # numbers that are looked at in one go
@@ -82,15 +80,18 @@ def check_finite(layout: dict[str, Tensor]) -> None:
 
 def finite_checks(layout: dict[str, Tensor]) -> Iterator[None]:
     """The same in pieces of some milliseconds: each step looks at one."""
+    import numpy as np  # the gateway, which imports this file, has no use for it
+
     for name, tensor in layout.items():
         if tensor.dtype not in _EXPONENT or tensor.begin == tensor.end:
             continue
-        integer, exponent = _EXPONENT[tensor.dtype]
-        count = (tensor.end - tensor.begin) // np.dtype(integer).itemsize
+        kind, exponent = _EXPONENT[tensor.dtype]
+        integer = np.dtype(kind)
+        count = (tensor.end - tensor.begin) // integer.itemsize
         bits = np.memmap(tensor.file, integer, mode="r", offset=tensor.begin, shape=(count,))
         for begin in range(0, count, _PIECE):
             piece = bits[begin : begin + _PIECE]
-            if np.any((piece & integer(exponent)) == exponent):
+            if np.any((piece & integer.type(exponent)) == exponent):
                 raise CorruptVersion(f"{name} holds an infinity or NaN.")
             yield
 

@@ -22,7 +22,7 @@ import aiohttp
 import orjson
 
 from core.engine.progress import tokens
-from core.errors import CorruptVersion, EngineError
+from core.errors import CorruptVersion, EngineError, NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ PROBE_PROMPT: tuple[int, ...] = tuple(range(100, 196))
 _CONTROL_SECONDS = 30.0
 _LOOK_SECONDS = 5.0
 _LOAD_SECONDS = 600.0  # reading a large checkpoint from a slow disk
+_LONG_METHODS = frozenset({"safe_reload", "parameter_checksums"})  # all others work in slices
 _GENERATE_SECONDS = 3600.0
 _POLL_SECONDS = 0.02
 _SLICE_SECONDS = 0.03  # about one step of decoding
@@ -146,7 +147,7 @@ class EngineClient:
                 task.cancel()
 
     async def probe(self, prompt: Sequence[int] = PROBE_PROMPT) -> Sample:
-        """Generate one greedy token, held or not; raises EngineError if it is not a number.
+        """Generate one greedy token, held or not; raises NotFinite if it is not a number.
 
         On a prompt that was probed before a swap, a stale prefix cache shows in the logprob.
         """
@@ -199,24 +200,29 @@ class EngineClient:
             if "wrong" in reply:
                 raise EngineError(f"{self._name} did not take in {reply['wrong']}")
 
-    async def attest(self) -> dict[str, str]:
-        """`checksums`, in slices between which the engine answers."""
-        checksums = await self._in_slices("checksums")
+    async def attest(self, rest: float = 0.0) -> dict[str, str]:
+        """`checksums`, in slices between which the engine answers; `rest` seconds between two."""
+        checksums = await self._in_slices("checksums", rest=rest)
         if checksums is None:
             raise EngineError(f"{self._name} gave no checksums")
         return checksums
 
-    async def reset_prefix_cache(self) -> None:
-        """Forget all keys and values; requests in flight are computed again.
+    async def reset_prefix_cache(self, *, keep: bool = False) -> None:
+        """Forget all cached prefixes; pause first.
 
-        vLLM answers 200 even when it did nothing, so the body counts.
+        With `keep` requests in flight go on with their own keys and values, which no other request
+        can meet, where the engine can do that (core/engine/prefix_cache.py). Otherwise they are
+        computed again. vLLM answers 200 even when it did nothing, so the body counts.
         """
-        reply = await self._control("POST", "/reset_prefix_cache?reset_running_requests=true")
-        if reply != {"success": True}:
-            raise EngineError(
-                f"{self._name} did not reset its prefix cache ({reply}). Pause it first, or "
-                "restart it."
+        for computed_again in ("false", "true") if keep else ("true",):
+            reply = await self._control(
+                "POST", f"/reset_prefix_cache?reset_running_requests={computed_again}"
             )
+            if reply == {"success": True}:
+                return
+        raise EngineError(
+            f"{self._name} did not reset its prefix cache ({reply}). Pause it first, or restart it."
+        )
 
     async def set_weight_version(self, version: str) -> None:
         """Say which policy the weights are, to the guard and vLLM; while paused, before resume."""
@@ -288,12 +294,14 @@ class EngineClient:
         if choice["finish_reason"] not in ("stop", "length"):
             raise EngineError(f"{self._name} ended an answer with {choice['finish_reason']}.")
         if any(not math.isfinite(value) or value == _NO_LOGPROB for value in logprobs):
-            raise EngineError(
+            raise NotFinite(
                 f"{self._name} computes NaN. Restart it from a good version: its cache is poisoned."
             )
         return Sample(choice["token_ids"], logprobs, choice["finish_reason"])
 
-    async def _in_slices(self, work: str, **arguments: str) -> dict[str, str] | None:
+    async def _in_slices(
+        self, work: str, *, rest: float = 0.0, **arguments: str
+    ) -> dict[str, str] | None:
         """Have long work done a few milliseconds at a time; None where that is not supported."""
         await self._worker("begin", work=work, **arguments)
         done: dict[int, dict[str, str]] = {}
@@ -302,6 +310,8 @@ class EngineClient:
             for rank, reply in enumerate(replies):
                 if "refused" in reply:
                     raise CorruptVersion(f"{self._name} refused it: {reply['refused']}")
+                if "unread" in reply:
+                    raise EngineError(f"{self._name} could not read it: {reply['unread']}")
                 if "unsupported" in reply:
                     log.info("%s can only be reloaded: %s", self._name, reply["unsupported"])
                     return None
@@ -309,18 +319,23 @@ class EngineClient:
                     done[rank] = reply["done"]
             if len(done) == len(replies):
                 return _by_rank([done[rank] for rank in sorted(done)])
+            await asyncio.sleep(rest)
 
     async def _worker(self, method: str, **arguments: str | float) -> list[dict[str, Any]]:
         """Call a method of core/engine/worker.py on every rank."""
         body = {"method": method, "kwargs": arguments}
-        reply = await self._control("POST", "/collective_rpc", body, timeout=_LOAD_SECONDS)
-        results: list[dict[str, Any]] = reply["results"]
+        timeout = _LOAD_SECONDS if method in _LONG_METHODS else _CONTROL_SECONDS
+        reply = await self._control("POST", "/collective_rpc", body, timeout=timeout)
+        results = reply.get("results") if isinstance(reply, dict) else None
+        if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
+            raise EngineError(f"{self._name} answered {method} with {reply!r:.300}")
         return results
 
     async def _control(
-        self, method: str, path: str, body: object = None, *, timeout: float = _CONTROL_SECONDS
+        self, method: str, path: str, body: object = None, *, timeout: float | None = None
     ) -> Any:
-        return await self._call(method, path, body, token=self._control_token, timeout=timeout)
+        seconds = _CONTROL_SECONDS if timeout is None else timeout
+        return await self._call(method, path, body, token=self._control_token, timeout=seconds)
 
     async def _call(
         self, method: str, path: str, body: object = None, *, token: str, timeout: float

@@ -176,6 +176,8 @@ def command(spec: EngineSpec) -> list[str]:
         # vLLM then turns back the random generator, which only CUDA's can do
         whole_prompt = max(_CPU_BATCHED_TOKENS, spec.max_model_len)
         flags += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(whole_prompt)]
+        # replies in flight keep their caches when weights are exchanged
+        flags += ["--scheduler-cls", "core.engine.prefix_cache.scheduler"]
     return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *flags]
 
 

@@ -95,7 +95,8 @@ class SwapExtension:
         """Work for about so long, and always get on.
 
         Returns {} when there is more to do, {"done": checksums} at the end, {"refused": why} for a
-        checkpoint that must not be loaded, and {"unsupported": why} where a reload is the only way.
+        checkpoint that must not be loaded, {"unread": why} for one that could not be read, and
+        {"unsupported": why} where a reload is the only way.
         """
         until = time.perf_counter() + seconds
         work, self.work = self.work, None
@@ -108,8 +109,10 @@ class SwapExtension:
                     next(work)
         except StopIteration as end:
             return {"done": end.value}
-        except (CorruptVersion, OSError) as error:
+        except CorruptVersion as error:
             return {"refused": str(error)}
+        except OSError as error:  # says nothing of the checkpoint
+            return {"unread": str(error)}
         except Unsupported as error:
             return {"unsupported": str(error)}
         self.work = work

@@ -1,10 +1,12 @@
 """The order of a swap, and what happens when any step of it fails, against an engine double."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from core.errors import CorruptVersion, EngineError
+from core.errors import CorruptVersion, EngineError, NotFinite
+from serving import swap as swaps
 from serving.swap import Loadable, SwapFailed, differing_parameters, swap
 
 OLD = Loadable("v0000", Path("v0000"), {"layer.weight": "old"})
@@ -25,8 +27,15 @@ class EngineDouble:
     """Does what vLLM does: a failed load leaves no weights; a stale cache stays until reset."""
 
     def __init__(
-        self, fail_at: str = "", times: int = 1, refuse: bool = False, stages: bool = True
+        self,
+        fail_at: str = "",
+        times: int = 1,
+        refuse: bool = False,
+        stages: bool = True,
+        error: type[EngineError] = EngineError,
+        hang_at: str = "",
     ) -> None:
+        self.error, self.hang_at, self.staged_wrong = error, hang_at, 0
         self.stages = stages
         self.staged = ""
         self.lost = ""
@@ -38,73 +47,78 @@ class EngineDouble:
         self.calls: list[str] = []
         self.fail_at, self.times, self.refuse = fail_at, times, refuse
 
-    def _step(self, name: str) -> None:
+    async def _step(self, name: str) -> None:
         self.calls.append(name)
         if name == self.fail_at and self.times > 0:
             self.times -= 1
-            raise EngineError(f"{name} failed")
+            raise self.error(f"{name} failed")
+        if name == self.hang_at:
+            await asyncio.Event().wait()
 
     async def stage(self, folder: Path) -> dict[str, str] | None:
         if self.refuse:
             raise CorruptVersion("NaN in layer.weight")
-        self._step("stage")
+        await self._step("stage")
         self.staged = folder.name
+        if self.staged_wrong:
+            self.staged_wrong -= 1
+            return {"layer.weight": "half"}
         return {"layer.weight": CHECKSUMS[folder.name]} if self.stages else None
 
     async def install(self) -> None:
         assert self.paused
         self.weights = None
-        self._step("install")
+        await self._step("install")
         self.weights = self.lost or self.staged
 
     async def attest(self) -> dict[str, str]:
         assert not self.paused
-        self._step("attest")
+        await self._step("attest")
         return {"layer.weight": CHECKSUMS[self.weights]}
 
     async def hold(self) -> None:
         self.held = True
-        self._step("hold")
+        await self._step("hold")
 
     async def drain(self, seconds: float) -> int:
-        self._step("drain")
+        await self._step("drain")
         return 0
 
     async def pause(self) -> None:
-        self._step("pause")
+        await self._step("pause")
         self.paused = True
 
     async def reload(self, folder: Path) -> None:
         assert self.paused
         self.weights = None
-        self._step("reload")
+        await self._step("reload")
         self.weights = folder.name
 
     async def checksums(self) -> dict[str, str]:
-        self._step("checksums")
+        await self._step("checksums")
         return {"layer.weight": CHECKSUMS[self.weights]}
 
-    async def reset_prefix_cache(self) -> None:
-        self._step("reset_prefix_cache")
+    async def reset_prefix_cache(self, *, keep: bool = False) -> None:
+        await self._step("reset_prefix_cache")
         self.cached_from = None
 
     async def set_weight_version(self, version: str) -> None:
         assert self.paused
-        self._step("set_weight_version")
+        await self._step("set_weight_version")
         self.version = version
 
     async def resume(self) -> None:
-        self._step("resume")
+        await self._step("resume")
         self.paused = False
 
     async def probe(self) -> object:
         assert not self.paused
-        self._step("probe")
+        await self._step("probe")
         assert self.weights is not None
         return None
 
     async def admit(self, version: str) -> None:
-        self._step("admit")
+        await self._step("admit")
         assert version == self.version
         assert self.weights in (version, self.lost)
         assert self.cached_from in (None, version)
@@ -158,9 +172,45 @@ async def test_weights_that_are_not_those_that_were_staged_do_not_stay_live():
     assert (engine.weights, engine.version, engine.held) == ("v0000", "v0000", False)
 
 
+@pytest.mark.parametrize("step", ["hold", *STEPS, "admit", "attest"])
+async def test_a_failure_of_the_engine_does_not_blame_the_version(step):
+    engine = EngineDouble(fail_at=step, times=2)
+    with pytest.raises(SwapFailed) as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert not failure.value.blames_version
+    assert failure.value.restored  # at the second try
+    assert (engine.weights, engine.held) == ("v0000", False)
+
+
+async def test_nan_blames_the_version_and_the_engine_has_to_start_again():
+    engine = EngineDouble(fail_at="probe", error=NotFinite)
+    with pytest.raises(SwapFailed) as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
+    assert failure.value.blames_version
+    assert not failure.value.restored  # its cache stays spoilt
+    assert engine.held
+
+
+async def test_an_engine_that_hangs_in_the_pause_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(swaps, "EXCHANGE_SECONDS", 0.05)
+    engine = EngineDouble(hang_at="install")
+    with pytest.raises(SwapFailed, match="took over") as failure:
+        await swap(engine, new=NEW, old=OLD, drain_seconds=0.0)
+    assert (failure.value.restored, failure.value.blames_version) == (True, False)
+    assert (engine.weights, engine.held) == ("v0000", False)
+
+
+async def test_what_was_staged_wrong_once_is_staged_again():
+    engine = EngineDouble()
+    engine.staged_wrong = 1
+    await swap(engine, new=NEW, old=OLD, drain_seconds=0.0)
+    assert engine.calls[:2] == ["stage", "stage"]
+    assert (engine.weights, engine.version) == ("v0001", "v0001")
+
+
 @pytest.mark.parametrize("step", ["pause", "resume", "probe", "reset_prefix_cache"])
 async def test_an_engine_that_cannot_be_restored_is_said_to_be_so(step):
-    engine = EngineDouble(fail_at=step, times=2)
+    engine = EngineDouble(fail_at=step, times=3)
     with pytest.raises(SwapFailed) as failure:
         await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
     assert not failure.value.restored
@@ -170,8 +220,9 @@ async def test_an_engine_that_cannot_be_restored_is_said_to_be_so(step):
 async def test_weights_that_are_not_those_of_the_card_are_not_admitted():
     engine = EngineDouble()
     wrong = Loadable("v0001", Path("v0001"), {"layer.weight": "somebody else's"})
-    with pytest.raises(SwapFailed, match="1 parameters"):
+    with pytest.raises(SwapFailed, match="1 parameters") as failure:
         await swap(engine, new=wrong, old=OLD, drain_seconds=0.1)
+    assert failure.value.blames_version
     assert engine.weights == "v0000"
     assert not engine.held
 
@@ -187,4 +238,5 @@ async def test_a_candidate_that_the_engine_refuses_leaves_the_old_one_serving():
     with pytest.raises(SwapFailed, match="NaN") as failure:
         await swap(engine, new=NEW, old=OLD, drain_seconds=0.1)
     assert failure.value.restored
+    assert failure.value.blames_version
     assert engine.weights == "v0000"

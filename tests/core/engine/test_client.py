@@ -156,6 +156,22 @@ async def test_a_prefix_cache_that_was_not_reset_is_an_error_although_the_status
     assert server.requests[-1][1].endswith("?reset_running_requests=true")
 
 
+async def test_caches_of_replies_in_flight_are_kept_where_the_engine_can_and_else_dropped(
+    engine, server
+):
+    server.replies["/reset_prefix_cache"] = [(200, {"success": True})]
+    await engine.reset_prefix_cache(keep=True)
+    assert [path for _, path, _ in server.requests] == [
+        "/reset_prefix_cache?reset_running_requests=false"
+    ]
+    server.replies["/reset_prefix_cache"] = [(200, {"success": False}), (200, {"success": True})]
+    await engine.reset_prefix_cache(keep=True)
+    assert [path.split("=")[1] for _, path, _ in server.requests[1:]] == ["false", "true"]
+    server.replies["/reset_prefix_cache"] = [(200, {"success": False})]
+    with pytest.raises(EngineError, match="did not reset"):
+        await engine.reset_prefix_cache(keep=True)
+
+
 async def test_a_refused_checkpoint_says_why(engine, server, tmp_path):
     server.replies["/collective_rpc"] = [(200, {"results": [{"refused": "a is missing"}]})]
     with pytest.raises(CorruptVersion, match="a is missing"):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from core.engine.client import EngineClient
 from core.errors import CorruptVersion
+from serving.attest import difference
 from serving.swap import Loadable, SwapFailed, swap
 from tests.serving.real_engine import control, engine_spec, running_engine
 from tests.tiny_model import make_tiny_model
@@ -150,3 +151,21 @@ async def test_live_weights_that_change_after_staging_are_found_and_the_old_ones
     assert failure.value.restored
     assert (await greedy(client), await client.checksums()) == old
     assert (await client.state()).version == "v0000"
+
+
+async def test_weights_that_were_exchanged_under_their_old_name_fail_the_attestation(
+    client, models, tmp_path
+):
+    loaded = await client.checksums()
+    alone = await greedy(client, 200)
+    proving = asyncio.create_task(difference(client, "v0000", loaded))
+    assert await greedy(client, 200) == alone  # it goes on beside the answers
+    assert await proving == ""
+    await client.replace_weights(
+        spoilt(models[0], tmp_path / "other", with_one_other_weight), "v0000"
+    )
+    assert (
+        await difference(client, "v0000", loaded) == "1 parameters are not those of v0000 any more"
+    )
+    await client.replace_weights(models[0], "v0001")
+    assert await difference(client, "v0000", loaded) == "it serves v0000 and calls it v0001"

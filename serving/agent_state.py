@@ -1,0 +1,67 @@
+"""What an engine agent knows between two looks. Holds no rules: serving/agent.py has them."""
+
+import asyncio
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from core.engine.client import EngineClient
+from core.engine.progress import Progress
+from core.keyring import Keyring
+from core.redis_client import Redis
+from core.settings import Settings
+
+State = Literal["starting", "ready", "swapping", "failed", "draining"]
+MAX_ATTEMPTS = 3
+"""So often an engine may fail with a version before this replica gives it up."""
+
+
+@dataclass(slots=True)
+class Agent:
+    """One engine and the agent that owns it. Times are on the monotonic clock unless said."""
+
+    name: str
+    settings: Settings
+    keyring: Keyring
+    redis: Redis
+    socket: Path
+    wanted: str | None = None
+    """What it should serve, as of the last look."""
+    serving: str = ""
+    """The version in the engine; empty while none is proven."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """Of the parameters of what it serves, as they were right after loading."""
+    state: State = "starting"
+    detail: str = ""
+    probed_at: float | None = None
+    """In seconds since 1970: when it last proved to hold its version."""
+    process: "subprocess.Popen[bytes] | None" = None
+    client: EngineClient | None = None
+    failures: int = 0
+    """Starts that failed, one after the other."""
+    attempts: dict[str, int] = field(default_factory=dict)
+    """How often the engine failed with a version, since another was wanted last."""
+    not_before: float = 0.0
+    """When to try the next swap."""
+    refused: set[str] = field(default_factory=set)
+    """Bad versions: never loaded again."""
+    condemned: dict[str, str] = field(default_factory=dict)
+    """Those of them that Redis does not know of yet, and why."""
+    progress: Progress = field(default_factory=Progress)
+    progress_at: float = 0.0
+    """When to look for progress again."""
+    attestation: "asyncio.Task[str] | None" = None
+    attest_at: float = 0.0
+    """When to prove again what it serves."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def may_try(self, version: str, *, now: float) -> bool:
+        """Whether to swap to a version now."""
+        given_up = version in self.refused or self.attempts.get(version, 0) >= MAX_ATTEMPTS
+        return not given_up and now >= self.not_before
+
+    def failed_with(self, version: str) -> bool:
+        """The engine failed with this version; whether that makes the replica give it up."""
+        self.attempts[version] = self.attempts.get(version, 0) + 1
+        return self.attempts[version] % MAX_ATTEMPTS == 0
