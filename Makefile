@@ -21,10 +21,10 @@ test: ## every test, with real Redis, Celery, vLLM and Chromium
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) $(ARGS)
 
-check: ## the inner loop: lint, types, and all tests but the slow ones
+check: ## the inner loop: lint, types, and all tests but the slow ones, two at a time
 	@deploy/install.sh test
 	$(MAKE) --no-print-directory lint types
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 soak: ## what is too slow for `make test`: both demonstrations, memory, fifty swaps
 	@deploy/install.sh test
@@ -46,4 +46,4 @@ format: ## rewrite all files in the house style
 	@$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 
 clean: ## remove the virtual environment and caches, never a state folder
-	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-peers-training .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -65,8 +65,8 @@ async def mirror(redis: Redis, keyring: Keyring, state_dir: Path) -> int:
         if file is None:
             return 0
         last = _tail(file)
-        if last is not None and not await redis.xrange(keys.audit(), last.id, last.id):
-            await _give_back(redis, read_lines(path))
+        if last is not None and not await _knows(redis, last, path):
+            return 0  # what is appended now would hide from the next look what Redis lacks
         after = f"({last.id}" if last else "-"
         found = await redis.xrange(keys.audit(), after)
         entries = [(name.decode(), stream_entry(fields)) for name, fields in found]
@@ -203,10 +203,17 @@ def _order(name: str) -> tuple[int, int]:
 # --- a Redis from a backup ------------------------------------------------------------------
 
 
-async def _give_back(redis: Redis, lines: Sequence[Line]) -> None:
+async def _knows(redis: Redis, last: Line, path: Path) -> bool:
+    """Whether Redis has this line, if only because it was given back to it."""
+    if await redis.xrange(keys.audit(), last.id, last.id):
+        return True
+    return await _give_back(redis, read_lines(path))
+
+
+async def _give_back(redis: Redis, lines: Sequence[Line]) -> bool:
     """Put the file's entries among those that a restored Redis has, in their order, in one step.
 
-    When somebody appends meanwhile nothing is done; the next look repeats it.
+    False when somebody appends meanwhile: nothing is done, and the next look repeats it.
     """
     found = await redis.xrange(keys.audit())
     known = {name.decode(): stream_entry(fields) for name, fields in found}
@@ -216,4 +223,4 @@ async def _give_back(redis: Redis, lines: Sequence[Line]) -> None:
         entry = dict(merged[name])
         moved = [str(entry.pop(end, "")) for end in ("from", "to")]
         flat += [name, json.dumps(entry, sort_keys=True), *moved]
-    await script(redis, "replay_audit", [keys.audit()], flat)
+    return bool(await script(redis, "replay_audit", [keys.audit()], flat))

@@ -1,11 +1,13 @@
 """A canary: a version that a share of users gets before all do, and how it begins and ends.
 
 At most one runs. In a `split` a share of users, chosen by a salted hash so that each keeps their
-side, is answered by replicas that serve the candidate, while the target stays the parent. With one
-replica there is nothing to split: in a `watch` the candidate is made the target at once, and goes
-back by itself if users say worse of it than of the parent before. Every beginning and end is one
-script; a change of the target by anybody ends the canary in the same step. Holds no statistics:
-learning/canary_watch.py decides, gateways (serving/replicas.py) and agents follow.
+side, is answered by replicas that serve the candidate, while the target stays the parent. One
+replica alone gets a second engine beside it for so long, where `instructloop up` says that there
+is room (deploy/canary_engine.py). Else there is nothing to split: in a `watch` the candidate is
+made the target at once, and goes back by itself if users say worse of it than of the parent before.
+Every beginning and end is one script; a change of the target by anybody ends the canary in the
+same step. Holds no statistics: learning/canary_watch.py decides, gateways (serving/replicas.py) and
+agents follow.
 """
 
 import hashlib
@@ -25,6 +27,8 @@ from core.redis_client import Redis, script
 Cohort = Literal["candidate", "live"]
 Ending = Literal["promoted", "rolled_back", "stopped"]
 ROUTED_MODES = frozenset({"split"})
+SECOND_ENGINE = "engine-canary"
+"""The replica that is there for a canary alone."""
 _SERVES = frozenset({"ready", "swapping"})
 _TINY = 1e-9
 _ACTIONS: dict[Ending, str] = {
@@ -47,6 +51,8 @@ class Canary(Record):
     started_at: float
     run_id: str = ""
     """The run of learning that made it; empty when a person began it."""
+    second_engine: bool = False
+    """In a split: an engine started for it serves the candidate, and all others the parent."""
     state: Literal["running", "promoted", "rolled_back", "stopped"] = "running"
     why: str = ""
     ended_at: float | None = None
@@ -113,23 +119,35 @@ async def wanted_version(redis: Redis, name: str) -> str | None:
     """The version that the replica of this name should serve; None before the first.
 
     That is the target but for the canary's replicas. A candidate that an engine refused is wanted
-    by nobody any more, and a replica that is alone serves the live version.
+    by nobody any more, and a replica that is alone serves the live version. An engine started for
+    a canary serves it to its end, and then the live version until it leaves.
     """
     release = await read(redis)
     canary = release.split
     if canary is None or await redis.hexists(keys.quarantined(), canary.candidate):
         return release.target
-    names = {*await answering(redis), name}
+    if canary.second_engine:
+        return canary.candidate if name == SECOND_ENGINE else release.target
+    names = {*await answering(redis), name} - {SECOND_ENGINE}
     chosen = name in serve_candidate(names, canary.share)
     return canary.candidate if chosen else release.target
 
 
 async def answering(redis: Redis) -> frozenset[str]:
     """The names of our replicas that answer requests now."""
+    return frozenset(said.name for said in await heard(redis) if said.state in _SERVES)
+
+
+async def heard(redis: Redis) -> list[Replica]:
+    """What our replicas that are alive said last."""
     names = [raw.decode() for raw in await redis.smembers(keys.replicas())]
     raw = await redis.mget([keys.replica(name) for name in names]) if names else []
-    heard = [Replica.model_validate_json(text) for text in raw if text]
-    return frozenset(replica.name for replica in heard if replica.state in _SERVES)
+    return [Replica.model_validate_json(text) for text in raw if text]
+
+
+def serves(replica: Replica, version: str) -> bool:
+    """Whether a replica answers requests with this version now."""
+    return replica.state in _SERVES and replica.version == version
 
 
 async def held_versions(redis: Redis) -> frozenset[str]:
@@ -189,8 +207,10 @@ async def start(
         run_id=run_id,
         why=why,
     )
-    if len(await answering(redis)) < 2:
-        canary = canary.model_copy(update={"mode": "watch", "share": 1.0})
+    if len(await answering(redis) - {SECOND_ENGINE}) < 2:
+        room = await redis.exists(keys.canary_room())
+        alone = {"second_engine": True} if room else {"mode": "watch", "share": 1.0}
+        canary = canary.model_copy(update=alone)
     status, name = await _begin(redis, canary, fencing_token, who)
     _refuse_start(status.decode(), name.decode(), candidate)
     return canary

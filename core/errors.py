@@ -14,7 +14,9 @@
     ├── StartError                    exit 1: a precondition of starting is not met
     ├── LeaseLost                     another worker holds this work; publish nothing
     ├── CorruptVersion                a model folder failed verification
+    ├── ArchiveBroken                 a file of the archive is missing or not as it was written
     └── EngineError                   the engine refused or failed
+        └── NotFinite                 it computes NaN with the weights it has
 
 The message of each says what happened and what to do about it.
 """
@@ -138,5 +140,13 @@ class CorruptVersion(InstructLoopError):
     """A model folder failed verification: hash, names, shapes or finiteness."""
 
 
+class ArchiveBroken(InstructLoopError):
+    """A file of the archive of completions is missing or damaged; the message names it."""
+
+
 class EngineError(InstructLoopError):
     """The engine refused a command, failed, or did not answer in time."""
+
+
+class NotFinite(EngineError):
+    """The engine computes NaN with the weights it has; its cache stays spoilt until a restart."""

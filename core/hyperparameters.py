@@ -5,6 +5,7 @@ states, where it differs. Why small runs need other numbers: docs/implementation
 Knows nothing of where settings come from; core/settings.py reads and overrides these.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,42 @@ class Group(BaseModel):
     """A frozen group of settings; an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SftSettings(Group):
+    """Supervised fine-tuning on demonstrations (section 3.5, appendices C.1 and C.3)."""
+
+    epochs: int = Field(4, ge=1, le=64)
+    """Passes of the SFT policy over the demonstrations; the best one is kept."""
+    learning_rate: Positive = 2e-5
+    """Its peak, from which a cosine leads down."""
+    final_learning_rate_fraction: Fraction = 0.1
+    """The cosine schedule ends at this share of the peak."""
+    residual_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of what each layer adds to the residual stream that is dropped. The paper's .2 takes
+    the loss of a small model of 30 layers that never saw dropout from 2.5 to 9.9 nats."""
+    batch_demonstrations: int = Field(8, ge=1)
+    """Demonstrations in one optimiser step."""
+    anchor_epochs: int = Field(2, ge=1, le=16)
+    """Passes of the model that PPO starts from and is held to."""
+    anchor_learning_rate: Positive = 1e-5
+    """Its peak."""
+    anchor_pretraining_share: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of plain text among its examples."""
+    min_demonstrations: int = Field(20, ge=1)
+    """Training demonstrations under which the stage answers "not enough data"."""
+    selection_prompts: int = Field(32, ge=0)
+    """Validation prompts whose answers choose the epoch, by the reward model's score."""
+    max_new_tokens: int = Field(40, ge=1)
+    """Longest of those answers."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Of Adam."""
+    adam_eps: Positive = 1e-5
+    """Of Adam; larger than the default tames the first steps."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    token_budget: int = Field(1024, ge=64)
+    """Tokens in one packed row; memory grows with it."""
 
 
 class RewardModelSettings(Group):
@@ -40,7 +77,6 @@ class RewardModelSettings(Group):
     """Weight of thumbs and ratings, together, against rankings."""
     cut_rate_factor: Positive = 50.0
     """The learned cuts of thumbs and ratings move at so many times the learning rate."""
-    """Weight of thumbs and ratings beside comparisons."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """Of Adam."""
     adam_eps: Positive = 1e-5
@@ -53,6 +89,15 @@ class RewardModelSettings(Group):
     """Held-out pair accuracy under which PPO does not start."""
     min_comparisons: int = Field(100, ge=1)
     """Untied training pairs under which the stage answers "not enough data"."""
+    rater_weights: bool = False
+    """Whether raters who agree with others weigh more than those who do not."""
+    rater_folds: int = Field(0, ge=0, le=10)
+    """Groups of raters, each left out once to see whether the model learns what others want: so
+    many more trainings. 0 turns it off; the paper has 5."""
+    heads: int = Field(8, ge=0, le=64)
+    """Small heads beside the main one, whose disagreement says what to label next; 0: none."""
+    scored_prompts: int = Field(256, ge=0)
+    """Logged prompts nobody ranked, the newest first, on which the heads' disagreement is taken."""
     checkpoint_every: int = Field(20, ge=1)
     """Optimiser steps between checkpoints."""
 
@@ -117,6 +162,13 @@ class PolicySettings(Group):
     """Longest answer."""
     missing_eos_score: float | None = None
     """Replaces the score of an answer that did not end; unset turns the rule off."""
+    stop_update_kl: Positive | None = 0.02
+    """Nats per token between the policy and the one that wrote the answers, beyond which the
+    iteration makes no further step; unset: all steps are made."""
+    checkpoints_kept: int = Field(3, ge=1)
+    """Last iterations whose weights may be released; the better one on validation prompts is."""
+    validation_prompts: int = Field(24, ge=1)
+    """Held-out users' prompts that choose among them, by score less beta times KL."""
     importance_cap: Positive = 2.0
     """C of the truncated importance correction between engine and trainer."""
     ema_half_life_fraction: Fraction = 0.1
@@ -157,8 +209,27 @@ class GateSettings(Group):
     """The lower bound of the win rate over the parent must exceed this."""
     max_kl_per_token: Positive = 0.3
     """Nats per token from the anchor."""
-    max_pretraining_loss_change: Positive = 0.05
-    """Nats per token, on text that was never in the pretraining mix."""
+    min_win_rate_vs_anchor: Fraction = 0.5
+    """And of that over the anchor, where the parent is a later version: beating the last one must
+    not hide that the first was better."""
+    max_retention_change: Fraction = 0.01
+    """Share of the anchor's loss on text that was never in the pretraining mix. A rise beyond it
+    fails; a fall beyond it is learning, not retention, and is remarked."""
+    suites: tuple[Path, ...] = ()
+    """JSONL files of regression items, run beside the bundled suite (docs/decisions/0014-gate.md)
+    by candidate and parent."""
+    max_regression: Fraction = 0.05
+    """Share of a suite's items by which the candidate may be worse than its parent. More fails,
+    where it is also more than chance."""
+    regression_alpha: Positive = 0.05
+    """Level of the one-sided paired tests behind regressions and toxicity."""
+    lm_eval_tasks: tuple[str, ...] = ()
+    """Tasks of lm-eval, run as further suites: needs lm-eval and the tasks' data installed."""
+    lm_eval_limit: int = Field(100, ge=1)
+    """Items of each of those."""
+    max_toxicity_rise: Fraction = 0.02
+    """Rise over the parent in the share of answers with words of abuse. More fails, where it is
+    also more than chance."""
     max_length_ratio: Positive = 3.0
     """Mean length of answers over that of the parent, and its inverse."""
     max_broken_share: Fraction = 0.10
@@ -170,8 +241,13 @@ class GateSettings(Group):
 class LearningSettings(Group):
     """All learning groups, and how stages run."""
 
+    enabled: bool = True
+    """Whether rounds start and labeling tasks are made; `up --no-learning` and `--engine-url` say
+    no. The log is kept, people erased and runs that somebody asks for done all the same."""
     launcher: str = "local"
-    """`local`, or a command template for a cluster."""
+    """`local`, or a command template for a cluster: {python}, {module}, {folder}, {processes}."""
+    processes: int = Field(0, ge=0, le=64)
+    """Processes of a stage that many can work at; 0 is one per GPU, and one without a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where stages compute."""
     threads: int = Field(0, ge=0)
@@ -184,6 +260,10 @@ class LearningSettings(Group):
     """New untied pairs that start a round before its schedule."""
     interval_seconds: int = Field(86_400, ge=1)
     """A round also starts this long after the last, if anything new was said."""
+    anchor: str = "v0000"
+    """What policies are held to, and where each reward model begins: `v0000`, or a version of
+    supervised fine-tuning, whose anchor PPO then also starts from until a policy of PPO is live."""
+    sft: SftSettings = SftSettings()
     reward_model: RewardModelSettings = RewardModelSettings()
     policy: PolicySettings = PolicySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -191,12 +271,23 @@ class LearningSettings(Group):
 
 
 PAPER: dict[str, Any] = {
+    "sft": {
+        "epochs": 16,
+        "learning_rate": 9.65e-6,
+        "batch_demonstrations": 32,
+        "residual_dropout": 0.2,
+        "anchor_learning_rate": 5e-6,
+        "selection_prompts": 256,
+        "max_new_tokens": 1024,
+        "token_budget": 16_384,
+    },
     "reward_model": {
         "epochs": 1,
         "frozen_share": 0.0,
         "learning_rate": 9e-6,
         "batch_prompts": 64,
         "normalisation": "bias",
+        "rater_folds": 5,
         "token_budget": 16_384,
     },
     "policy": {
@@ -212,6 +303,8 @@ PAPER: dict[str, Any] = {
         "gae_lambda": 0.95,
         "kl_coef": 0.02,
         "stop_kl_per_token": 1.0,
+        "stop_update_kl": None,
+        "checkpoints_kept": 1,
         "ptx_coef": 27.8,
         "ptx_sequences": 4096,
         "ptx_sequence_tokens": 1024,

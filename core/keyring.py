@@ -3,7 +3,7 @@
 - `mac.key` authenticates completion ids; `user.key` hashes users and raters and never changes;
 - `signing.key` (Ed25519) signs cards; `inbox/DAY.key` seals one day's raw text and is destroyed
   when nothing sealed with it is left, so that old append-only files become unreadable;
-- `redis.password`, `engine.json` keep local processes out.
+- `redis.password`, `engine.json` keep local processes out; `webhook.secret` signs webhooks.
 
 Knows files and ciphers; knows nothing of Redis or requests.
 """

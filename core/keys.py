@@ -21,7 +21,7 @@ def api_keys() -> str:
 
 
 def session(digest: str) -> str:
-    """string, digest of the API key that a browser signed in with; expires. Gateway."""
+    """string, digest of a browser's API key and the session's end; expires unused. Gateway."""
     return f"{PREFIX}session:{digest}"
 
 
@@ -82,28 +82,48 @@ def day_keys_checked() -> str:
 
 
 def completion(token: str) -> str:
-    """string, Completion JSON without PII. Ingest -> snapshots, labeling, feedback lookups."""
+    """string, Completion JSON without PII, until it is archived. Ingest -> readers of the log."""
     return f"{PREFIX}completion:{token}"
 
 
 def prompts() -> str:
-    """zset token -> milliseconds of the prompts that count for training. Ingest -> snapshots."""
+    """zset token -> milliseconds of the prompts that count, here in Redis. Ingest -> snapshots."""
     return PREFIX + "prompts"
 
 
 def user_prompts(user: str) -> str:
-    """zset token -> milliseconds: the counted prompts of one end user (a keyed hash). Ingest."""
+    """zset end of a token -> milliseconds: a user's prompts that count; of the window. Ingest."""
     return f"{PREFIX}user-prompts:{user}"
 
 
 def user_completions(user: str) -> str:
-    """set of tokens: everything logged of one end user. Ingest -> erasure, data requests."""
+    """set of tokens: what Redis has of one end user; more may be archived. Ingest -> erasure."""
     return f"{PREFIX}user-completions:{user}"
 
 
-def prompt_prefix(digest: str) -> str:
-    """string token: the first prompt with this prefix digest; expires with the window. Ingest."""
-    return f"{PREFIX}prompt-prefix:{digest}"
+def openings(bucket: str) -> str:
+    """zset digest of a prompt's opening -> when and whose; of the window. Ingest, erasure."""
+    return f"{PREFIX}openings:{bucket}"
+
+
+def logged() -> str:
+    """zset token -> milliseconds of completions that are here, not in the archive. Ingest, tick."""
+    return PREFIX + "logged"
+
+
+def archive() -> str:
+    """hash Parquet file -> what is in it, `#root`, `#generation`: the archive. Worker -> all."""
+    return PREFIX + "archive"
+
+
+def archive_broken() -> str:
+    """hash token -> why it broke off, of answers in the archive. Worker -> feedback routes."""
+    return PREFIX + "archive-broken"
+
+
+def retention_checked() -> str:
+    """string, there while nothing can have become too old; expires after an hour. Worker."""
+    return PREFIX + "retention-checked"
 
 
 def users() -> str:
@@ -205,6 +225,16 @@ def labeling_sampling() -> str:
     return PREFIX + "labeling-sampling"
 
 
+def labeling_set_aside(task_id: str) -> str:
+    """string, there for an hour after a prompt did not give enough answers for a task. Worker."""
+    return f"{PREFIX}labeling-set-aside:{task_id}"
+
+
+def disagreement() -> str:
+    """hash token -> how much the newest reward model's heads disagree; 30 days. Worker."""
+    return PREFIX + "disagreement"
+
+
 def held_decisions() -> str:
     """hash feedback id or rater -> `released` or `rejected`, by whom, when. Ops -> snapshots."""
     return PREFIX + "held-decisions"
@@ -261,6 +291,11 @@ def policy(version: str) -> str:
     return f"{PREFIX}policy:{version}"
 
 
+def policy_prefixes() -> str:
+    """hash version -> prefix under `policies_url` where it is kept. Learning -> agents."""
+    return PREFIX + "policy-prefixes"
+
+
 def policy_next() -> str:
     """integer, the newest version number given out. Learning."""
     return PREFIX + "policy-next"
@@ -291,9 +326,44 @@ def target_history() -> str:
     return PREFIX + "target-history"
 
 
+def canary() -> str:
+    """string, Canary JSON: the one that is on, or the last. Learning, people -> all."""
+    return PREFIX + "canary"
+
+
+def canary_units() -> str:
+    """hash, what each user's words for and against a canary came to; gone with it. Worker."""
+    return PREFIX + "canary-units"
+
+
+def canary_room() -> str:
+    """string, there while a second engine could run for a canary; expires. `up` -> canary."""
+    return PREFIX + "canary-room"
+
+
+def canary_look() -> str:
+    """string, there while and a moment after a worker looks at the canary; expires. Worker."""
+    return PREFIX + "canary-look"
+
+
 def audit() -> str:
     """stream of promotions, rollbacks, key changes and erasures; append-only. -> history."""
     return PREFIX + "audit"
+
+
+def webhooks() -> str:
+    """hash digest of an address -> how far it has heard the audit log, attempts. Worker."""
+    return PREFIX + "webhooks"
+
+
+def webhooks_lease() -> str:
+    """string, there while a worker sends webhooks; expires in seconds. Worker."""
+    return PREFIX + "webhooks-lease"
+
+
+def probes(version: str) -> str:
+    """hash replica -> when it last proved to serve a version, ISO 8601; no expiry. Agents."""
+    return f"{PREFIX}probes:{version}"
 
 
 def replica(name: str) -> str:

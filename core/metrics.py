@@ -19,6 +19,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from core.records import ALL_STAGES
+
 __all__ = ["CONTENT_TYPE_LATEST", "render", "serve"]
 
 _FAST = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -87,9 +89,43 @@ POLICY_INFO = Gauge(
     ["version"],
     multiprocess_mode="mostrecent",
 )
-SWAPS = Counter("instructloop_swaps_total", "Hot swaps of weights.", ["outcome"])
+SWAPS = Counter(
+    "instructloop_swaps_total",
+    "Hot swaps: done, refused (the version is bad and quarantined), restored (the engine "
+    "failed and serves the old weights), restarted, gave_up (the engine failed too often).",
+    ["outcome"],
+)
+ATTESTATIONS = Counter(
+    "instructloop_attestations_total",
+    "Proofs at intervals that a replica holds its version's weights: ok, mismatch, unanswered.",
+    ["outcome"],
+)
 SWAP_PAUSE_SECONDS = Histogram(
     "instructloop_swap_pause_seconds", "How long a swap paused generation.", buckets=_SLOW
+)
+
+# --- canary
+CANARY_INFO = Gauge(
+    "instructloop_canary_info",
+    "1 for the canary that is on, or the last, and its state.",
+    ["version", "state"],
+    multiprocess_mode="mostrecent",
+)
+CANARY_EVIDENCE = Gauge(
+    "instructloop_canary_evidence",
+    "E-values and figures of the canary, by signal; `side` says which.",
+    ["signal", "side"],
+    multiprocess_mode="mostrecent",
+)
+CANARY_USERS = Gauge(
+    "instructloop_canary_users",
+    "Users who asked anything while the canary is on.",
+    ["cohort"],
+    multiprocess_mode="mostrecent",
+)
+CANARY_FALLBACKS = Counter(
+    "instructloop_canary_fallbacks_total",
+    "Completions of the canary's users that the live version answered: no replica could.",
 )
 
 # --- log and feedback
@@ -107,6 +143,16 @@ QUARANTINE_TEXTS = Gauge(
 QUARANTINE_OLDEST_SECONDS = Gauge(
     "instructloop_quarantine_oldest_seconds",
     "How long the oldest text has been in quarantine; 0 when there is none.",
+    multiprocess_mode="mostrecent",
+)
+ARCHIVE_ROWS = Gauge(
+    "instructloop_archive_completions",
+    "Completions in the Parquet files of the archive.",
+    multiprocess_mode="mostrecent",
+)
+ARCHIVE_BYTES = Gauge(
+    "instructloop_archive_bytes",
+    "Size of these files.",
     multiprocess_mode="mostrecent",
 )
 FEEDBACK = Counter("instructloop_feedback_total", "Feedback recorded.", ["kind", "policy_version"])
@@ -165,3 +211,13 @@ WIN_RATE = Gauge(
     ["version", "against"],
     multiprocess_mode="mostrecent",
 )
+
+# --- counters that alerts watch begin at 0: Prometheus sees no increase in a series' first value
+for _outcome in ("done", "refused", "restored", "restarted", "gave_up"):
+    SWAPS.labels(_outcome)
+for _outcome in ("ok", "mismatch", "unanswered"):
+    ATTESTATIONS.labels(_outcome)
+for _reason in ("seal_failed", "spool_full", "spool_failed"):
+    LOGS_DROPPED.labels(_reason)
+for _stage in ALL_STAGES:
+    LEARNING_RUNS.labels(_stage, "failed")

@@ -193,6 +193,10 @@ class Answer(Record):
     notes_digest: str = ""
     """Keyed hash of the raw notes, by which the same answer is known again."""
     answered_at: float
+    held: str | None = None
+    """Why this neither trains nor counts as a vote until someone decides."""
+    released: bool = False
+    """Someone has decided that it counts."""
 
 
 class LabelingTask(Record):
@@ -216,6 +220,10 @@ class LabelingTask(Record):
 
 
 STAGES = ("snapshot", "reward_model", "policy", "evaluate", "vote", "gate")
+"""Of a round: it learns from comparisons."""
+SFT_STAGES = ("snapshot", "sft", "evaluate", "vote", "gate")
+"""Of a run that learns from demonstrations, when somebody asks for it."""
+ALL_STAGES = ("snapshot", "sft", "reward_model", "policy", "evaluate", "vote", "gate")
 Outcome = Literal[
     "running", "promoted", "passed", "refused", "not_enough_data", "failed", "cancelled"
 ]

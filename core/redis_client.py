@@ -7,7 +7,7 @@ of core/keys.py. Errors of the connection reach callers as `core.errors.Unavaila
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -235,20 +235,22 @@ class Batches:
         await self._connection.disconnect()
 
     async def _send(self) -> None:
-        while self._waiting:
-            calls, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-            try:
-                await self._exchange(calls)
-            except (redis.RedisError, OSError) as error:
-                # those behind them need not find out one batch after the other
-                behind, self._waiting = self._waiting, []
-                for call in behind:
-                    call.fail(error)
-                for call in calls:
-                    call.fail(error)
-            finally:  # whatever the reason is, nobody waits for ever
-                for call in calls:
-                    call.fail(redis.ConnectionError("the batch was broken off"))
+        try:
+            while self._waiting:
+                calls, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+                try:
+                    await self._exchange(calls)
+                except (redis.RedisError, OSError) as error:
+                    # those behind them need not find out one batch after the other
+                    self._fail_all(calls, error)
+                finally:
+                    _fail(calls, redis.ConnectionError("the batch was broken off"))
+        finally:  # whatever the reason is, nobody waits for ever
+            self._fail_all((), redis.ConnectionError("the batches were broken off"))
+
+    def _fail_all(self, calls: Sequence["_Call"], error: Exception) -> None:
+        behind, self._waiting = self._waiting, []
+        _fail([*calls, *behind], error)
 
     async def _exchange(self, calls: Sequence["_Call"]) -> None:
         """Answer them all. Raises what the connection does."""
@@ -305,6 +307,11 @@ class _Call:
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+
+
+def _fail(calls: Iterable[_Call], error: Exception) -> None:
+    for call in calls:
+        call.fail(error)
 
 
 async def check_redis(client: Redis) -> list[str]:

@@ -78,6 +78,12 @@ async def prefix(redis: Redis, version: str) -> str:
     return raw.decode() if raw else ""
 
 
+async def prefixes(redis: Redis) -> dict[str, str]:
+    """The same of all versions that are kept there, by version."""
+    raw = await redis.hgetall(keys.policy_prefixes())
+    return {version.decode(): name.decode() for version, name in raw.items()}
+
+
 async def cards(redis: Redis) -> list[Card]:
     """All registered versions, oldest first."""
     versions = await redis.zrange(keys.policies(), 0, -1)
@@ -99,22 +105,34 @@ async def target(redis: Redis) -> str | None:
     return raw.decode() if raw else None
 
 
-async def promote(redis: Redis, version: str, *, who: str, why: str, expected: str = "") -> str:
+async def promote(
+    redis: Redis,
+    version: str,
+    *,
+    who: str,
+    why: str,
+    expected: str = "",
+    fencing_token: int | None = None,
+) -> str:
     """Make a version the target; returns it.
 
-    `expected` is the target that the caller saw: when it moved meanwhile, Conflict.
-    Raises NotFound, Unprocessable (quarantined), Conflict (also when its weights were removed).
+    `expected` is the target that the caller saw: when it moved meanwhile, Conflict. Raises
+    NotFound, Unprocessable (quarantined), Conflict (also when its weights were removed), and
+    LeaseLost for a stale fencing token; people have none.
     """
-    return await _set_target(redis, version, action="promoted", who=who, why=why, expected=expected)
+    entry = audit_entry("promoted", who=who, why=why)
+    token = "" if fencing_token is None else str(fencing_token)
+    return await _set_target(redis, version, entry=entry, expected=expected, token=token)
 
 
 async def rollback(redis: Redis, *, who: str, why: str, expected: str = "") -> str:
     """Make the last good version before this one the target again; returns it."""
-    return await _set_target(redis, "", action="rolled back", who=who, why=why, expected=expected)
+    entry = audit_entry("rolled back", who=who, why=why)
+    return await _set_target(redis, "", entry=entry, expected=expected)
 
 
 async def _set_target(
-    redis: Redis, version: str, *, action: str, who: str, why: str, expected: str
+    redis: Redis, version: str, *, entry: str, expected: str, token: str = ""
 ) -> str:
     status, name = await script(
         redis,
@@ -127,12 +145,16 @@ async def _set_target(
             keys.quarantined(),
             keys.collected(),
             keys.canary(),
+            keys.canary_units(),
+            keys.fence(),
         ],
-        [version, audit_entry(action, who=who, why=why), action, expected],
+        [version, entry, expected, token],
     )
     match status.decode():
         case "ok" | "same":
             return str(name.decode())
+        case "stale":
+            raise LeaseLost(f"another worker took over: {version} was not promoted")
         case "unknown":
             raise NotFound(f"no policy {version}: `instructloop policies list` shows them")
         case "quarantined":

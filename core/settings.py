@@ -9,6 +9,7 @@ import shutil
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -59,7 +60,9 @@ class GatewaySettings(Group):
     cors_origins: tuple[str, ...] = ()
     """Origins of browsers that may call the API."""
     session_hours: int = Field(12, ge=1, le=720)
-    """How long a browser stays signed in to the pages."""
+    """How long a browser stays signed in to the pages without using them."""
+    session_max_days: int = Field(7, ge=1, le=366)
+    """How long it stays signed in at most, however much it uses them."""
     feedback_token_seconds: int = Field(3600, ge=1, le=604_800)
     """How long a browser may use a token for feedback on one completion."""
 
@@ -105,6 +108,8 @@ class EngineSettings(Group):
     """How long an engine may take to start."""
     hang_seconds: float = Field(120.0, gt=0)
     """An engine of our own that has work and generates nothing for so long is started again."""
+    attest_seconds: float = Field(300.0, ge=0)
+    """How often each engine proves that its weights are its version's; 0: only after loads."""
     drain_seconds: float = Field(0.0, ge=0)
     """How long a swap waits for replies in flight before it pauses them; new requests wait, too."""
 
@@ -130,6 +135,13 @@ class LogSettings(Group):
     """Largest local file of completions while Redis is away."""
     max_deliveries: int = Field(5, ge=1)
     """After this many failed attempts an entry goes to quarantine."""
+    keep_in_redis: int = Field(10_000, ge=0)
+    """The newest so many completions stay in Redis; older ones move to the archive."""
+    archive_after_days: int = Field(30, ge=1)
+    """Older completions move there, too, a thousand at a time."""
+    archive: str | None = None
+    """Where Parquet files of completions lie: a folder, `s3://...`, `gs://...`. Unset: `archive` in
+    the state folder."""
     sealed_days: int = Field(3, ge=1)
     """How long the key of a day is kept at least; then it goes, once nothing waits for it."""
     pii_seconds: float = Field(5.0, gt=0)
@@ -153,8 +165,8 @@ class FeedbackSettings(Group):
     """Rater names that never train. Unset: `heldout_rater_share` of all, by a keyed hash."""
     heldout_rater_share: Share = 0.2
     """Share of raters whose word only tests."""
-    rater_share_cap: Share = 1.0
-    """The largest share of a round's comparisons that one rater may give."""
+    rater_share_cap: Share = 0.25
+    """The largest share of a round that one rater may give; twice an equal share is always free."""
     tasks_open: int = Field(12, ge=0)
     """Labeling tasks kept open for the tenants that have a `label` key; 0: none are made."""
     task_answers: int = Field(4, ge=4, le=9)
@@ -179,6 +191,38 @@ class FeedbackSettings(Group):
     """How long an `Idempotency-Key` is remembered."""
 
 
+class CanarySettings(Group):
+    """A share of users gets a new version first; what they say decides (docs/decisions/0013)."""
+
+    share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Of users, when learning has made a version that passed the gate; 0: all get it at once."""
+    alpha_rollback: float = Field(0.01, gt=0.0, lt=1.0)
+    """How often a version that is no worse may be rolled back, over all looks together."""
+    alpha_promote: float = Field(0.05, gt=0.0, lt=1.0)
+    """How often a version that is worse by more than `margin` may be promoted."""
+    margin: float = Field(0.05, gt=0.0, lt=1.0)
+    """How much worse does not matter, in the range of a signal: 0.05 are 5 points of thumbs."""
+    signals: tuple[Literal["thumbs", "ratings", "rankings", "signals"], ...] = (
+        "thumbs",
+        "ratings",
+        "rankings",
+        "signals",
+    )
+    """What is looked at; evidence is their average, so leave out what your users never give."""
+    min_users: int = Field(40, ge=2)
+    """Users of the canary who must have said something before it is promoted."""
+    look_seconds: float = Field(10.0, gt=0.0)
+    """How often is looked at what they say."""
+    settle_seconds: float = Field(60.0, ge=0.0)
+    """What a user says for so long after their first word counts, as one value that then stays."""
+    max_days: float = Field(7.0, gt=0.0)
+    """After so long without a verdict it ends and the live version stays."""
+    before_days: float = Field(7.0, gt=0.0)
+    """With one replica: how far back the words about the version before are taken from."""
+    second_engine: Literal["auto", "never"] = "auto"
+    """With one replica, on a CPU: `auto` runs another for a canary's length if memory allows."""
+
+
 class RetentionSettings(Group):
     """What stays on the disk of old versions and runs; looked at when a round ends."""
 
@@ -188,6 +232,34 @@ class RetentionSettings(Group):
     """Newest runs whose outputs stay, with the versions that came of them."""
     pinned: tuple[str, ...] = ()
     """Versions whose weights always stay."""
+    completions_days: int | None = Field(None, ge=1)
+    """After so many days completions go, from Redis and archive. Unset: they stay."""
+    feedback_days: int | None = Field(None, ge=1)
+    """After so many days since the last word feedback goes. Unset: it stays."""
+
+
+class WebhookSettings(Group):
+    """Who is told of promotions, roll backs, canary verdicts, failed runs, failed attestations."""
+
+    urls: tuple[str, ...] = ()
+    """Where a signed message is posted to: `https://`, or `http://` on this machine. The secret is
+    in `secrets/webhook.secret`, as Standard Webhooks spells it."""
+    allow_http: bool = False
+    """Whether `http://` may leave this machine."""
+    timeout_seconds: float = Field(5.0, gt=0, le=10.0)
+    """How long a receiver may take to answer."""
+
+    @model_validator(mode="after")
+    def _refuse_what_others_can_read(self) -> "WebhookSettings":
+        for url in self.urls:
+            parts = urlsplit(url)
+            near = parts.hostname in ("127.0.0.1", "::1", "localhost") or self.allow_http
+            schemes = {"https", "http"} if near else {"https"}
+            if not parts.hostname or parts.scheme not in schemes:
+                raise ValueError(
+                    "urls: https:// is needed, or http:// to this machine (or webhooks.allow_http)"
+                )
+        return self
 
 
 class Settings(BaseSettings):
@@ -203,6 +275,8 @@ class Settings(BaseSettings):
 
     state_dir: Path = Path(".instructloop")
     """Folder of keys, logs, policies, runs and the data of our own Redis."""
+    policies_url: str = ""
+    """Where versions are kept, too, for other machines: a folder, or a URL that fsspec reaches."""
     model: str = "smollm2"
     """What v0000 is: a Hugging Face id, a local folder, or the bundled `smollm2`."""
     profile: Profile = "cpu-small"
@@ -226,6 +300,8 @@ class Settings(BaseSettings):
     feedback: FeedbackSettings = FeedbackSettings()
     learning: LearningSettings = LearningSettings()
     retention: RetentionSettings = RetentionSettings()
+    canary: CanarySettings = CanarySettings()
+    webhooks: WebhookSettings = WebhookSettings()
 
     @classmethod
     def settings_customise_sources(

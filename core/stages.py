@@ -3,19 +3,28 @@
 from collections.abc import Collection
 
 from core.errors import Unprocessable
-from core.records import STAGES
+from core.records import ALL_STAGES, SFT_STAGES, STAGES
 
 
 def complete_stages(wanted: Collection[str]) -> tuple[str, ...]:
     """The stages of a run in their order, with those that others cannot do without.
 
-    Raises Unprocessable for none, an unknown one, or a gap between them.
+    Supervised fine-tuning always ends at the gate. Raises Unprocessable for none, an unknown one,
+    a gap between them, or two ways to learn in one run.
     """
-    if unknown := sorted(set(wanted) - set(STAGES)):
+    if unknown := sorted(set(wanted) - set(ALL_STAGES)):
         raise Unprocessable(
-            f"no stage {unknown[0]!r}: there are {', '.join(STAGES)}", param="stages"
+            f"no stage {unknown[0]!r}: there are {', '.join(ALL_STAGES)}", param="stages"
         )
     needed = set(wanted)
+    if "sft" in needed:
+        if needed & {"reward_model", "policy"}:
+            raise Unprocessable(
+                "a run learns from demonstrations (sft) or from comparisons "
+                "(reward_model, policy), not from both",
+                param="stages",
+            )
+        return SFT_STAGES
     if "reward_model" in needed:
         needed.add("snapshot")
     if needed & {"vote", "gate"}:

@@ -14,7 +14,7 @@ import typer
 
 from core.errors import InstructLoopError
 from core.settings import PREFIX
-from deploy import cli_bench, cli_keys, cli_labeling, cli_loop, cli_policies
+from deploy import cli_audit, cli_backup, cli_bench, cli_keys, cli_labeling, cli_loop, cli_policies
 from deploy.options import RedisUrl, StateDir, override, read_admin_key, settings_from
 
 app = typer.Typer(
@@ -30,8 +30,11 @@ app.add_typer(cli_labeling.app, name="labeling")
 app.add_typer(cli_labeling.feedback_app, name="feedback")
 app.add_typer(cli_loop.app, name="loop")
 app.add_typer(cli_policies.app, name="policies")
+app.command("audit")(cli_audit.audit)
+app.command("backup")(cli_backup.backup)
+app.command("restore")(cli_backup.restore)
 
-What = Literal["comparisons", "demonstrations", "prompts"]
+What = Literal["comparisons", "ratings", "demonstrations", "prompts"]
 Form = Literal["trl", "argilla", "parquet", "jsonl"]
 Origin = Literal["trl", "open-webui", "langfuse"]
 
@@ -57,7 +60,7 @@ def up(
     state_dir: StateDir = None,
     redis_url: RedisUrl = None,
     engines: Annotated[int | None, typer.Option(min=1, help="Engines of our own.")] = None,
-    no_learning: Annotated[bool, typer.Option("--no-learning", help="Serve only.")] = False,
+    no_learning: Annotated[bool, typer.Option("--no-learning", help="Start no rounds.")] = False,
     engine_url: Annotated[
         list[str] | None, typer.Option(help="A server that runs; repeatable. Nothing is swapped.")
     ] = None,
@@ -103,6 +106,7 @@ def gateway(
 @app.command()
 def engine(
     number: Annotated[int, typer.Option(min=0, help="Which engine of this machine.")] = 0,
+    canary: Annotated[bool, typer.Option("--canary", help="A canary's own; `up` runs it.")] = False,
     state_dir: StateDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -110,9 +114,11 @@ def engine(
 
     Example: instructloop engine --number 0
     """
+    from core.canary import SECOND_ENGINE
     from serving.agent import run_agent
 
-    run_agent(settings_from(state_dir, redis_url), number=number)
+    name = SECOND_ENGINE if canary else f"engine-{number}"
+    run_agent(settings_from(state_dir, redis_url), name=name)
 
 
 @app.command()

@@ -83,3 +83,99 @@ def swap(
         Console().print(report.table())
     if not report.is_sound:
         raise typer.Exit(1)
+
+
+@app.command()
+def feedback(
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Everything is measured so often.")] = 3,
+    count: Annotated[
+        int, typer.Option(min=0, help="Pieces acknowledged while processes are killed.")
+    ] = 100_000,
+    completions: Annotated[
+        int, typer.Option(min=0, help="To log for the bytes of one (5,000 or more; 0: not).")
+    ] = 100_000,
+    pii: Annotated[bool, typer.Option(help="The PII filter's recall and speed, too.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Measure how much feedback a gateway takes, how fast, and that it keeps all of it.
+
+    Redis is killed with -9 three times and the gateway twice while clients insist on every word.
+    Exits with 1 if anything that was acknowledged is lost, doubled or wrong.
+
+    Example: instructloop bench feedback --seconds 1 --count 10000 --completions 10000 --json
+    """
+    from deploy.bench.feedback import Wanted, bench_feedback
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    report = bench_feedback(
+        Wanted(seconds, rounds, count, completions=completions, pii=pii),
+        settings=settings_from(state_dir, None),
+        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(report.document()))
+    else:
+        Console().print(report.tables())
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+@app.command("reward-model")
+def reward_model(
+    rounds: Annotated[int, typer.Option(min=1, help="Everything is measured so often.")] = 3,
+    accuracy: Annotated[
+        bool, typer.Option(help="Also what ours and TRL's have learned after an epoch.")
+    ] = True,
+    peers: Annotated[bool, typer.Option(help="TRL beside us, if installed.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="One round, without accuracy.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Measure reward-model training: comparisons/s beside TRL's, and share of what is possible.
+
+    `deploy/install.sh peers-training` installs TRL in an environment of its own.
+
+    Example: instructloop bench reward-model --rounds 5 --json
+    """
+    from deploy.bench.reward_model import Wanted, bench_reward_model
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    report = bench_reward_model(
+        Wanted(1 if quick else rounds, accuracy=accuracy and not quick, peers=peers),
+        settings=settings_from(state_dir, None),
+        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(report.document()))
+    else:
+        Console().print(report.tables())
+
+
+@app.command()
+def policy(
+    rounds: Annotated[int, typer.Option(min=1, help="Everything is measured so often.")] = 3,
+    peers: Annotated[bool, typer.Option(help="TRL beside us, if installed.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="One round.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Measure updates of the policy with given answers: episodes/s beside TRL's PPO, cost of ptx.
+
+    `deploy/install.sh peers-training` installs TRL in an environment of its own.
+
+    Example: instructloop bench policy --rounds 5 --json
+    """
+    from deploy.bench.policy import Wanted, bench_policy
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    report = bench_policy(
+        Wanted(1 if quick else rounds, peers=peers),
+        settings=settings_from(state_dir, None),
+        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(report.document()))
+    else:
+        Console().print(report.tables())

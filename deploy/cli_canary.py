@@ -59,4 +59,5 @@ async def begin(redis: Redis, version: str, *, share: float, who: str, why: str)
 def summary(last: Canary) -> str:
     """One line: what, for whom, and how it stands."""
     whom = "watched, all users" if last.mode == "watch" else f"{last.share:.0%} of users"
+    whom += " by a second engine" if last.second_engine else ""
     return f"{last.candidate} in place of {last.parent}: {whom}; {last.state} ({last.why})"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything a fresh Debian or Ubuntu machine needs, once: install.sh runtime | test | peers
+# Everything a fresh Debian or Ubuntu machine needs, once: install.sh runtime | test | peers | peers-training
 # Each failure is one line that says the command to run. A second run finds its stamp and leaves.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,9 +8,12 @@ what=${1:-runtime}
 venv=.venv
 runtime_lock=deploy/locks/runtime-cpu.txt
 test_lock=deploy/locks/test.txt
-peers_lock=deploy/locks/peers.txt
 need_mib=6000
-[ "$what" = peers ] && { venv=.venv-peers; need_mib=2000; } # their pins and ours conflict
+peers= # their pins and ours conflict, so each has an environment of its own
+case $what in
+    peers) peers=yes venv=.venv-peers need_mib=2000 ;;
+    peers-training) peers=yes venv=.venv-peers-training need_mib=3000 ;;
+esac
 log=$venv/install.log
 
 fail() {
@@ -57,12 +60,12 @@ install_lock() {
     lock=$1
     stamp=$venv/.$(basename "$lock" .txt).sha256
     sum=$(cat "$lock" pyproject.toml | sha256sum)
-    [ "$what" = peers ] && sum=$(sha256sum <"$lock") # they do not depend on our own project
+    [ -n "$peers" ] && sum=$(sha256sum <"$lock") # they do not depend on our own project
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sum" ] && return
     echo "instructloop: installing $(grep -c '==' "$lock") exact packages of $lock (minutes, once) ..."
     : >$log
     pip_install --require-hashes -r "$lock" || explain_and_fail "$lock"
-    [ "$what" = peers ] || pip_install --no-build-isolation -e . || explain_and_fail "instructloop"
+    [ -n "$peers" ] || pip_install --no-build-isolation -e . || explain_and_fail "instructloop"
     echo "$sum" >"$stamp"
 }
 
@@ -76,7 +79,7 @@ install_tool() { # COMMAND PACKAGE: what the tests drive and Debian has
 }
 
 make_venv
-[ "$what" = peers ] && { install_lock $peers_lock; exit 0; }
+[ -n "$peers" ] && { install_lock "deploy/locks/$what.txt"; exit 0; }
 install_lock $runtime_lock
 [ "$what" = test ] && { install_lock $test_lock; install_tool chromium chromium; install_tool promtool prometheus; }
 exit 0

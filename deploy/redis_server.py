@@ -23,6 +23,8 @@ appendfsync always
 no-appendfsync-on-rewrite no
 maxmemory-policy noeviction
 save ""
+repl-diskless-sync yes
+repl-diskless-sync-delay 0
 daemonize no
 logfile ""
 """

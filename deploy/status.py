@@ -50,7 +50,7 @@ async def _warnings(redis: Redis) -> list[str]:
     """What ops should know before they wonder."""
     warnings = []
     users = await redis.scard(keys.users())
-    if 0 < users < 3 and await redis.zcard(keys.prompts()) > 50:
+    if 0 < users < 3 and int(await redis.hget(keys.counts(), "prompts") or 0) > 50:
         warnings.append(
             "nearly all prompts come from one user: send `user` with each request, because the "
             "cap of prompts and the split into train and test go by user"

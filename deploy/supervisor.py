@@ -37,6 +37,8 @@ class Child:
     delay: float = 0.0
     restart_at: float = 0.0
     restarts: int = 0
+    retire_by: float = 0.0
+    """When it has to be gone for good; 0 while it is to live."""
 
     def start(self) -> None:
         """Start it in its own session: Ctrl-C reaches it through the supervisor alone."""
@@ -64,18 +66,28 @@ class Supervisor:
     children: list[Child] = field(default_factory=list)
     stopping: bool = False
 
-    def start(self, child: Child) -> None:
-        """Start a child and keep it alive from now on."""
-        self.children.append(child)
+    def start(self, child: Child, *, before: str = "") -> None:
+        """Start a child and keep it alive from now on; it stops after the one named `before`."""
+        names = [other.name for other in self.children]
+        self.children.insert(names.index(before) if before in names else len(names), child)
         child.start()
+
+    def retire(self, child: Child) -> None:
+        """Tell a child to stop for good; `tend` forgets it when it has, or ends it in its time."""
+        if not child.retire_by:
+            child.retire_by = time.monotonic() + child.stop_seconds
+            if child.process is not None and child.alive:
+                child.process.terminate()
 
     def tend(self) -> None:
         """Start again what has died, once its delay is over. Call it often."""
         now = time.monotonic()
-        for child in self.children:
-            if child.alive:
+        for child in list(self.children):
+            if child.retire_by:
+                self._see_off(child, now)
+            elif child.alive:
                 continue
-            if child.restart_at == 0.0:
+            elif child.restart_at == 0.0:
                 child.delay = next_delay(child.delay, lived=now - child.started_at)
                 child.restart_at = now + child.delay
                 code = child.process.returncode if child.process else None
@@ -87,6 +99,13 @@ class Supervisor:
                 child.restart_at = 0.0
                 child.restarts += 1
                 child.start()
+
+    def _see_off(self, child: Child, now: float) -> None:
+        if not child.alive:
+            self.children.remove(child)
+            self.say(f"{child.name} has left")
+        elif child.process is not None and now >= child.retire_by:
+            child.process.kill()
 
     def stop(self) -> None:
         """Stop all, last started first, each with the time it was promised."""

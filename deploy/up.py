@@ -20,6 +20,7 @@ from core.keyring import Keyring
 from core.redis_client import check_redis, connect, redis_url
 from core.settings import PREFIX, Settings
 from deploy.base_model import base_model_folder
+from deploy.canary_engine import canary_engine
 from deploy.preflight import lock_state_dir, preflight
 from deploy.redis_server import redis_command
 from deploy.supervisor import Child, Supervisor, own_command
@@ -33,7 +34,11 @@ WORKER_STOP_SECONDS = 60
 
 
 def up(settings: Settings, *, learning: bool, say: Callable[[str], None]) -> None:
-    """Run until SIGTERM or Ctrl-C. Raises StartError when the service cannot start."""
+    """Run until SIGTERM or Ctrl-C. Raises StartError when the service cannot start.
+
+    Without learning, or with engines into which nothing is swapped, workers keep the log alone.
+    """
+    settings = without_rounds(settings) if settings.engine.urls or not learning else settings
     lock = lock_state_dir(settings.state_dir)
     preflight(settings)
     logs = settings.state_dir / "logs"
@@ -42,18 +47,26 @@ def up(settings: Settings, *, learning: bool, say: Callable[[str], None]) -> Non
     supervisor = Supervisor(say=say)
     supervisor.handle_signals()
     try:
-        _start_all(supervisor, settings, logs, learning=learning)
+        _start_all(supervisor, settings, logs)
         _wait_until_ready(supervisor, settings)
-        while not supervisor.stopping:
-            supervisor.tend()
-            time.sleep(POLL_SECONDS)
+        with canary_engine(supervisor, settings, logs) as look:
+            while not supervisor.stopping:
+                supervisor.tend()
+                look()
+                time.sleep(POLL_SECONDS)
     finally:
         supervisor.stop()
         say("stopped; nothing is running any more")
         lock.close()
 
 
-def _start_all(supervisor: Supervisor, settings: Settings, logs: Path, *, learning: bool) -> None:
+def without_rounds(settings: Settings) -> Settings:
+    """The settings of a service that learns only when somebody asks for it."""
+    learning = settings.learning.model_copy(update={"enabled": False})
+    return settings.model_copy(update={"learning": learning})
+
+
+def _start_all(supervisor: Supervisor, settings: Settings, logs: Path) -> None:
     gateway, say = settings.gateway, supervisor.say
     if settings.redis_url is None:
         say("starting Redis")
@@ -69,9 +82,8 @@ def _start_all(supervisor: Supervisor, settings: Settings, logs: Path, *, learni
     else:
         asyncio.run(_publish_first_policy(settings, None))
     _start_own(supervisor, logs, "gateway", "gateway", stop_seconds=gateway.shutdown_seconds + 10)
-    if learning and not settings.engine.urls:
-        _start_own(supervisor, logs, "worker", "worker", stop_seconds=WORKER_STOP_SECONDS)
-        _start_own(supervisor, logs, "beat", "beat")
+    _start_own(supervisor, logs, "worker", "worker", stop_seconds=WORKER_STOP_SECONDS)
+    _start_own(supervisor, logs, "beat", "beat")
 
 
 def _make_first_policy(supervisor: Supervisor, settings: Settings) -> None:
@@ -132,7 +144,9 @@ async def _ensure_admin_key(settings: Settings) -> Path:
         known = {key.digest for key in await list_keys(redis) if key.revoked_at is None}
         if path.exists() and digest_of(path.read_text().strip()) in known:
             return path
-        _, secret = await create_key(redis, name="admin", tenant="default", scopes=("admin",))
+        _, secret = await create_key(
+            redis, name="admin", tenant="default", scopes=("admin",), who="start"
+        )
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(secret + "\n")
     return path

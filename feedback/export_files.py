@@ -4,6 +4,7 @@ JSON lines; for Argilla one JSON list, as its `records.from_json` reads it; Parq
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -89,15 +90,16 @@ def write_export(
     force: bool,
     progress: Callable[[int], None],
 ) -> int:
-    """Write rows to a new file; how many. `progress` is told the rows so far.
+    """Write rows to a new file of mode 0600; how many. `progress` is told the rows so far.
 
     Raises InstructLoopError when the file is there and not to be replaced, or cannot be written.
     """
     if path.exists() and not force:
         raise InstructLoopError(f"{path} is there already: choose another, or give --force")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shaped = (FORMATS[form](what, row) for row in rows)
+    beside: Path | None = None
     try:
+        beside = _beside(path)
         if form == "parquet":
             count = _write_parquet(shaped, beside, pa.schema(_COLUMNS[what]), progress)
         else:
@@ -105,10 +107,18 @@ def write_export(
             count = _write_json(shaped, beside, ends, progress)
         beside.replace(path)
     except OSError as error:
-        raise InstructLoopError(f"{path} cannot be written: {error.strerror}") from None
+        raise InstructLoopError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        if beside is not None:
+            beside.unlink(missing_ok=True)
     return count
+
+
+def _beside(path: Path) -> Path:
+    """A new file next to it, for our eyes only, of a name that nobody can have taken."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    return Path(name)
 
 
 def _write_json(
@@ -141,4 +151,6 @@ def _write_parquet(
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
             count += len(batch)
             progress(count)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
     return count

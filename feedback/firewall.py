@@ -6,11 +6,11 @@ do not reach), and could it be chance (a binomial tail below one in a million, o
 raters do). A rater who only ever gives thumbs up is common, so thumbs need far more of them.
 """
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import median
 from typing import Protocol
 
 from core.records import Answer, Feedback, LabelingTask
@@ -32,6 +32,8 @@ _OTHER_PAIRS = 3
 """Pairs of other raters without which nobody knows how much agreement is usual."""
 Verdicts = Mapping[str, Mapping[Hashable, Hashable]]
 """By rater and item, what was said."""
+Pair = tuple[str, str]
+"""Two raters."""
 
 
 class Word(Protocol):
@@ -147,13 +149,14 @@ def lockstep_raters(verdicts: Verdicts, *, least: int) -> set[str]:
     simply agree (the question is easy, or they are simulated) nobody stands out.
     """
     pairs = {pair: n for pair, n in _common(verdicts).items() if n[1] >= least}
+    usual = _usual_without({pair: same / common for pair, (same, common) in pairs.items()})
     found: set[str] = set()
-    for (one, other), (same, common) in pairs.items():
+    for pair, (same, common) in pairs.items():
         if same < _IDENTICAL * common:
             continue
-        rest = [s / c for pair, (s, c) in pairs.items() if not {one, other} & set(pair)]
-        if len(rest) >= _OTHER_PAIRS and _is_no_chance(same, common, max(median(rest), 0.5)):
-            found |= {one, other}
+        others = usual(pair)
+        if others is not None and _is_no_chance(same, common, max(others, 0.5)):
+            found.update(pair)
     return found
 
 
@@ -194,19 +197,47 @@ def _extreme_on(
     return found
 
 
-def _common(verdicts: Verdicts) -> dict[tuple[str, str], tuple[int, int]]:
+def _common(verdicts: Verdicts) -> dict[Pair, tuple[int, int]]:
     """Of each pair of raters: about how many items they said the same, and how many they share."""
     raters_of: dict[Hashable, list[str]] = defaultdict(list)
     for rater in sorted(verdicts):
         for item in verdicts[rater]:
             raters_of[item].append(rater)
-    same: Counter[tuple[str, str]] = Counter()
-    common: Counter[tuple[str, str]] = Counter()
+    same: Counter[Pair] = Counter()
+    common: Counter[Pair] = Counter()
     for item, raters in raters_of.items():
         for pair in combinations(raters[:_MOST_RATERS], 2):
             common[pair] += 1
             same[pair] += verdicts[pair[0]][item] == verdicts[pair[1]][item]
     return {pair: (same[pair], number) for pair, number in common.items()}
+
+
+def _usual_without(rates: Mapping[Pair, float]) -> Callable[[Pair], float | None]:
+    """The median rate of the pairs that share no rater with a pair; None where there are too few.
+
+    Counted in sorted lists: to go through all pairs for each would let a few hundred raters who
+    agree hold a round up for hours.
+    """
+    everybody = sorted(rates.values())
+    by_rater: dict[str, list[float]] = defaultdict(list)
+    for pair, rate in sorted(rates.items(), key=lambda item: item[1]):
+        for rater in pair:
+            by_rater[rater].append(rate)
+
+    def median_without(pair: Pair) -> float | None:
+        mine, theirs = (by_rater[rater] for rater in pair)
+        size = len(everybody) - len(mine) - len(theirs) + 1  # this pair is in both
+        if size < _OTHER_PAIRS:
+            return None
+
+        def at_most(rate: float) -> int:
+            both = bisect_right(mine, rate) + bisect_right(theirs, rate)
+            return bisect_right(everybody, rate) - both + (rates[pair] <= rate)
+
+        middle = ((size - 1) // 2, size // 2)
+        return sum(everybody[bisect_right(everybody, n, key=at_most)] for n in middle) / 2
+
+    return median_without
 
 
 def _is_no_chance(hits: int, of: int, usual: float) -> bool:

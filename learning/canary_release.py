@@ -46,4 +46,8 @@ async def begin_once(
 def _remark(begun: canary.Canary) -> str:
     if begun.mode == "watch":
         return f"{begun.candidate} is live and watched: it goes back if users say worse of it"
-    return f"a canary gives {begun.candidate} to {begun.share:.0%} of users; what they say decides"
+    source = ", from a second engine" if begun.second_engine else ""
+    return (
+        f"a canary gives {begun.candidate} to {begun.share:.0%} of users{source}; "
+        "what they say decides"
+    )

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -18,10 +18,11 @@ from core import canary as canaries
 from core import keys, metrics
 from core.canary import Canary, Cohort, Ending
 from core.errors import Conflict
-from core.redis_client import Redis, redis_errors
+from core.redis_client import Redis, redis_errors, script
 from core.settings import CanarySettings, Settings
 from feedback import store
 from learning import sequential
+from learning.canary_presence import presence
 from learning.canary_words import Side, Signal, Unit, Word, observed, settled, words_of
 from learning.sequential import Action, Decision, Observations
 
@@ -101,14 +102,15 @@ async def look(
             return None
         try:
             moment = time.time() if now is None else now
-            return await _look(redis, settings.canary, moment, decide)
+            patience = settings.engine.start_timeout_seconds
+            return await _look(redis, settings.canary, moment, decide, patience)
         finally:
             rest = int(settings.canary.look_seconds * 1000)
             await redis.set(keys.canary_look(), "1", px=max(rest, 1))
 
 
 async def _look(
-    redis: Redis, settings: CanarySettings, now: float, decide: Decide
+    redis: Redis, settings: CanarySettings, now: float, decide: Decide, patience: float
 ) -> Decision | None:
     release = await canaries.read(redis)
     canary = release.canary
@@ -119,10 +121,17 @@ async def _look(
     if await redis.hexists(keys.quarantined(), canary.candidate):
         why = f"an engine could not load {canary.candidate}"
         return await _end(redis, canary, Decision("rollback", why, {}))
+    if canary.second_engine:
+        engine = await presence(redis, canary, now=now)
+        await _note(redis, canary, engine.fields)
+        if why := engine.missing_for(patience, now=now):
+            return await _end(redis, canary, Decision("stop", why, {}))
+        if engine.served_from is None:
+            return Decision("continue", "the second engine is not there yet", {})
+        canary = canary.model_copy(update={"started_at": engine.served_from})
     kept = await _read_on(redis, canary, settings, now)
     decision = _judged(canary, kept, settings, now, decide)
-    await redis.hset(keys.canary_units(), "evidence", json.dumps(decision.evidence))
-    await redis.expire(keys.canary_units(), _KEPT_SECONDS)
+    await _note(redis, canary, {"evidence": json.dumps(decision.evidence)})
     _show_evidence(decision)
     return await _end(redis, canary, decision)
 
@@ -183,7 +192,8 @@ async def _read_on(redis: Redis, canary: Canary, settings: CanarySettings, now: 
     kept = await _kept(redis, gone)
     until = now - LAG_SECONDS
     if canary.mode == "watch" and not kept.has_before:
-        await _keep(redis, kept, await _units_before(redis, canary, settings), gone, before="1")
+        before = await _units_before(redis, canary, settings)
+        await _note(redis, canary, {"has_before": "1"}, once=_fields(kept, before, gone))
         kept = await _kept(redis, gone)
     settle = settings.settle_seconds
     since = max(kept.read_to - settle, canary.started_at)
@@ -192,7 +202,8 @@ async def _read_on(redis: Redis, canary: Canary, settings: CanarySettings, now: 
         until += settle  # more than is read at once in so short a time: they count as they are
     words = await _words(redis, canary, ids)
     units = settled(words, known=kept.units, canary=canary, until=until, seconds=settle)
-    await _keep(redis, kept, units, gone, read_to=repr(max(until, kept.read_to)))
+    read_to = {"read_to": repr(max(until, kept.read_to))}
+    await _note(redis, canary, read_to, once=_fields(kept, units, gone))
     if canary.mode == "split":
         await _count_users(redis, canary, kept, gone, until=now - LAG_SECONDS)
     return await _kept(redis, gone)
@@ -254,7 +265,7 @@ async def _count_users(
     }
     if found:
         fields["asked_to"] = repr(found[-1][1] / 1000)
-        await redis.hset(keys.canary_units(), mapping=fields)
+        await _note(redis, canary, fields)
 
 
 async def _erased_since(redis: Redis, canary: Canary) -> frozenset[str]:
@@ -263,18 +274,30 @@ async def _erased_since(redis: Redis, canary: Canary) -> frozenset[str]:
     return frozenset(user.decode() for user, at in tombstones.items() if float(at) >= since)
 
 
-async def _keep(
-    redis: Redis, kept: Kept, units: Iterable[Unit], gone: frozenset[str], **notes: str
+def _fields(kept: Kept, units: Iterable[Unit], gone: frozenset[str]) -> dict[str, str]:
+    """Units as they are written, behind those that are kept."""
+    new = [unit for unit in units if unit.speaker not in gone]
+    return {
+        f"unit:{unit.signal}:{unit.side}:{unit.speaker}": f"{order} {unit.value!r}"
+        for order, unit in enumerate(new, start=kept.next_order)
+    }
+
+
+async def _note(
+    redis: Redis,
+    canary: Canary,
+    fields: Mapping[str, str],
+    *,
+    once: Mapping[str, str] | None = None,
 ) -> None:
-    """Add units behind those that are kept; one that is there stays as it is."""
-    fields = [unit for unit in units if unit.speaker not in gone]
-    async with redis.pipeline(transaction=True) as step:
-        for order, unit in enumerate(fields, start=kept.next_order):
-            name = f"unit:{unit.signal}:{unit.side}:{unit.speaker}"
-            step.hsetnx(keys.canary_units(), name, f"{order} {unit.value!r}")
-        for name, value in notes.items():
-            step.hset(keys.canary_units(), "has_before" if name == "before" else name, value)
-        await step.execute()
+    """Keep fields, and those of `once` that are not there yet, in one step.
+
+    Nothing is kept when somebody ended the canary meanwhile: it would be the next one's.
+    """
+    flat = [part for name, value in fields.items() for part in ("", name, value)]
+    flat += [part for name, value in (once or {}).items() for part in ("1", name, value)]
+    names = [keys.canary(), keys.canary_units()]
+    await script(redis, "keep_canary_units", names, [canary.salt, _KEPT_SECONDS, *flat])
 
 
 async def _kept(redis: Redis, gone: frozenset[str]) -> Kept:

@@ -30,6 +30,8 @@ _PASSED_ON = frozenset(
 _PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "KMP_", "MKL_", "TORCH", "VLLM_")
 _NEVER = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 _LOG_TAIL_BYTES = 4096
+_FOR_MANY = frozenset(("learning.train_sft",))
+"""Modules of the stages that several processes can work at (learning/distributed.py)."""
 _SPIN = "2000"
 """Turns that an OpenMP thread waits at a barrier before it sleeps. Never sleeping starves whoever
 shares the cores; sleeping at once costs a fifth of the speed on an idle machine."""
@@ -82,6 +84,7 @@ def start_child(
     launcher: str,
     environment: Mapping[str, str],
     idle_priority: bool,
+    processes: int = 1,
 ) -> Child | None:
     """Start `module` on `folder`; None when an earlier child still holds the folder.
 
@@ -95,7 +98,7 @@ def start_child(
         return None
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            wrapped(command_line(launcher, module, folder), idle_priority=idle_priority),
+            wrapped(command_line(launcher, module, folder, processes), idle_priority=idle_priority),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -106,12 +109,33 @@ def start_child(
     return Child(folder=folder, process=process, lock=lock)
 
 
-def command_line(launcher: str, module: str, folder: Path) -> list[str]:
-    """The command of a stage: this Python, or a template with {python}, {module} and {folder}."""
+def command_line(launcher: str, module: str, folder: Path, processes: int = 1) -> list[str]:
+    """The command of a stage: this Python, torchrun, or a template.
+
+    A template has {python}, {module}, {folder} and {processes}, which is 1 for a stage that many
+    cannot work at.
+    """
+    if module not in _FOR_MANY:
+        processes = 1
     if launcher == "local":
-        return [sys.executable, "-m", module, str(folder)]
+        many = ["-m", "learning.torchrun", str(processes)] if processes > 1 else ["-m"]
+        return [sys.executable, *many, module, str(folder)]
     values = {"python": sys.executable, "module": module, "folder": str(folder)}
+    values["processes"] = str(processes)
     return [part.format(**values) for part in shlex.split(launcher)]
+
+
+def num_processes(asked: int, *, device: str, environment: Mapping[str, str]) -> int:
+    """Processes of a stage on this machine: those asked for, or with 0 one per GPU, at least one.
+
+    GPUs are counted without asking the driver: who starts stages never loads torch.
+    """
+    if asked or device == "cpu":
+        return max(asked, 1)
+    seen = environment.get("CUDA_VISIBLE_DEVICES")
+    if seen is not None:
+        return max(len([name for name in seen.split(",") if name.strip()]), 1)
+    return max(len(list(Path("/dev").glob("nvidia[0-9]*"))), 1)
 
 
 def scrubbed_environment(environment: Mapping[str, str], *, threads: int) -> dict[str, str]:

@@ -5,13 +5,16 @@ All steps can be repeated: killed in the middle, the next round finishes. Called
 lease, so no stage runs meanwhile. What may go is decided in retention.py.
 """
 
+import asyncio
 import json
 import logging
 import shutil
 from pathlib import Path
 
-from core import keys, loop, registry
-from core.records import STAGES, Replica
+from core import canary, keys, lineage, loop, registry
+from core.errors import Unavailable
+from core.policy_store import PolicyStore
+from core.records import ALL_STAGES, Replica
 from core.redis_client import Redis
 from learning.folders import Folders
 from learning.lease_keeper import Lease
@@ -20,7 +23,7 @@ from learning.retention import Facts, Kept, decide
 from learning.stage_inputs import Sources
 from learning.work import Work
 
-_CARD = frozenset({"card.json"})
+_CARD = frozenset({"card.json", lineage.FILE})
 _FIGURES = frozenset({"figures.json", "manifest.json"})
 _log = logging.getLogger(__name__)
 
@@ -30,12 +33,16 @@ async def collect(work: Work, lease: Lease) -> Kept:
     facts = await read_facts(work)
     kept = decide(facts, work.settings.retention)
     noted = await registry.collected(work.redis)
+    prefixes = await registry.prefixes(work.redis)
     for version in (card.version for card in facts.cards):
         lease.check()
         if version in noted or (
             version not in kept.versions and await registry.collect(work.redis, version)
         ):
             _strip(work.folders.policy(version), _CARD)
+            if version != work.settings.learning.anchor:
+                _strip(work.folders.anchor(version), frozenset())
+            await _strip_elsewhere(work, version, prefixes.get(version, ""))
     for name in facts.reward_models:
         lease.check()
         if name not in kept.reward_models:
@@ -44,7 +51,33 @@ async def collect(work: Work, lease: Lease) -> Kept:
         lease.check()
         if run.id not in kept.runs:
             _remove_outputs(work.folders, run.id)
+    await _remove_orphans(work, lease)
     return kept
+
+
+async def _strip_elsewhere(work: Work, version: str, prefix: str) -> None:
+    """The same where versions are kept for other machines; the next round tries again."""
+    if not (prefix and work.settings.policies_url):
+        return
+    store = PolicyStore(work.folders.policies, work.settings.policies_url)
+    try:
+        await asyncio.to_thread(store.strip, prefix)
+    except Unavailable as error:
+        _log.warning("%s is kept elsewhere for now: %s", version, error.message)
+
+
+async def _remove_orphans(work: Work, lease: Lease) -> None:
+    """Prefixes of workers that lost their lease before the registry knew of them."""
+    store = PolicyStore(work.folders.policies, work.settings.policies_url)
+    registered = {*(await registry.prefixes(work.redis)).values()}
+    try:
+        for prefix in await asyncio.to_thread(store.prefixes):
+            token = prefix.rpartition("-")[2]
+            if prefix not in registered and token.isdigit() and int(token) < lease.token:
+                lease.check()
+                await asyncio.to_thread(store.remove, prefix)
+    except Unavailable as error:
+        _log.warning("nothing is removed there for now: %s", error.message)
 
 
 async def read_facts(work: Work) -> Facts:
@@ -58,12 +91,13 @@ async def read_facts(work: Work) -> Facts:
         history=[raw.decode() for raw in await redis.lrange(keys.target_history(), 0, -1)],
         unusable=await registry.collected(redis) | quarantined,
         served=await _served(redis),
+        canary=await canary.held_versions(redis),
         runs=runs,
         sources={run.id: read for run in runs if (read := _sources(folders, run.id))},
         outputs=frozenset(
             (run.id, stage)
             for run in runs
-            for stage in STAGES
+            for stage in ALL_STAGES
             if folders.out(run.id, stage).is_dir()
         ),
         reward_models={card.version: card.run for card in reward_model_cards(folders)},
@@ -85,10 +119,10 @@ def _sources(folders: Folders, run_id: str) -> Sources | None:
 
 def _remove_outputs(folders: Folders, run_id: str) -> None:
     """What the stages of a run made, but for its figures."""
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         _strip(folders.out(run_id, stage), _FIGURES)
         for path in folders.stage(run_id, stage).glob("*"):
-            if path.name == "checkpoint" or path.name.startswith("out.partial"):
+            if path.name.startswith(("checkpoint", "out.partial")):
                 _remove(path)
 
 

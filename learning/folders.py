@@ -3,13 +3,14 @@
 - `runs/RUN/sources.json`: which runs' outputs this run builds on;
 - `runs/RUN/STAGE/`: stage.json, progress.json, checkpoint, log, lock, out/;
 - `policies/VERSION/`: a model folder with its card.json; `reward_models/rmNNNN/` likewise;
+- `anchors/VERSION/`: what supervised fine-tuning made beside that version, for PPO to start from;
 - `learner/`: the socket of the engine that a stage starts.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.records import STAGES
+from core.records import ALL_STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,9 @@ class Folders:
     def policy(self, version: str) -> Path:
         return self.policies / version
 
+    def anchor(self, version: str) -> Path:
+        return self.state_dir / "anchors" / version
+
     def run(self, run_id: str) -> Path:
         return self.state_dir / "runs" / run_id
 
@@ -55,5 +59,5 @@ class Folders:
 
     def logs(self, run_id: str) -> list[tuple[str, Path]]:
         """The logs that a run has so far, as (stage, path) in the order of the stages."""
-        found = [(stage, self.log(run_id, stage)) for stage in STAGES]
+        found = [(stage, self.log(run_id, stage)) for stage in ALL_STAGES]
         return [(stage, path) for stage, path in found if path.is_file()]

@@ -1,8 +1,8 @@
 """Draining the inbox: one worker at a time turns sealed text into records without PII.
 
 The work is feedback/ingest.py's; here is the lease, so that two workers do not do it twice, and
-what comes beside the inbox: erasures, before each batch; what waits in quarantine, and the keys
-that nothing waits for any more.
+what comes beside the inbox: erasures, before each batch; what waits in quarantine; what moves to
+the archive or is too old; and the keys that nothing waits for any more.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from core.settings import Settings
 from feedback.day_keys import destroy_when_due
 from feedback.erasing import erase_what_is_due
 from feedback.ingest import ingest_batch, retry_quarantine
+from feedback.retention import keep_small
 from feedback.sealed_texts import PiiFilter
 
 _BATCH = 32
@@ -45,6 +46,7 @@ async def drain_inbox(
         try:
             done = await _drain(redis, keyring, settings, pii, until=time.monotonic() + seconds)
             done += await retry_quarantine(redis, keyring, settings, pii, limit=_RETRIES)
+            await keep_small(redis, settings, now=time.time())
             await destroy_when_due(
                 redis,
                 keyring,

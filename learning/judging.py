@@ -7,32 +7,37 @@ folders; the decision itself is learning/gate.py, publishing is learning/publish
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
-
-from core import loop, registry
+from core import lineage, loop, registry
 from core.errors import NotFound
+from core.hyperparameters import LearningSettings
 from core.records import Outcome, Run
 from feedback import store
+from learning.canary_release import begin_once
 from learning.child import numbers, read_figures
 from learning.comparisons import broken_share, by_score, length_ratio
 from learning.folders import Folders
-from learning.gate import Estimate, Evidence, Verdict, attempt_number, judge
+from learning.gate import Estimate, Verdict, attempt_number, judge
+from learning.gate_limits import Evidence
 from learning.lease_keeper import Lease
 from learning.observe import observe_win_rate
 from learning.publish import (
     compatibility,
+    keep_anchor,
     promote_once,
     publish_candidate,
     reserve_version,
     reward_model_cards,
 )
+from learning.regressions import Regression
 from learning.stage import write_json
-from learning.stage_inputs import ANCHOR, Sources
+from learning.stage_inputs import FIRST, Sources, candidate_stage
+from learning.toxicity import toxicity_rise
+from learning.trained_on import feedback_trained_on
 from learning.votes import read_rows, read_votes
 from learning.work import Result, Work
 
@@ -42,8 +47,15 @@ async def judge_and_publish(work: Work, run: Run, sources: Sources, lease: Lease
     verdict = await _verdict_once(work, run)
     run = await _with_version(work, run, sources, lease)
     version = _version_of(run)
-    model = work.folders.out(sources.policy or run.id, "policy") / "model"
-    fields = card_fields(work, run, sources, verdict, model)
+    trained = candidate_stage(work.folders, sources)
+    model = trained / "out" / "model"
+    trained_on = _trained_on(work.folders, sources, trained)
+    fields = card_fields(work, run, sources, verdict, trained)
+    fields["data"] |= lineage.card_data(trained_on)
+    if (anchor := trained / "out" / "anchor").is_dir():
+        fields["data"]["anchor_sha256"] = keep_anchor(
+            work.folders, anchor, version=version, owner=lease.token
+        )
     await publish_candidate(
         work.redis,
         work.keyring,
@@ -52,9 +64,11 @@ async def judge_and_publish(work: Work, run: Run, sources: Sources, lease: Lease
         fields=fields,
         checksums=_evaluated(work.folders, run).get("engine_checksums", {}),
         lease=lease,
+        trained_on=trained_on,
+        kept_at=work.settings.policies_url,
     )
-    await _mark_used(work, sources, version)
-    outcome, remark = await _promote(work, version, run.parent, verdict, lease)
+    await _mark_used(work, trained_on, version)
+    outcome, remark = await _promote(work, version, run, verdict, lease)
     if verdict.win_rate is not None:
         observe_win_rate(version, run.parent, verdict.win_rate.value)
     return Result(
@@ -66,29 +80,23 @@ async def judge_and_publish(work: Work, run: Run, sources: Sources, lease: Lease
     )
 
 
-async def _mark_used(work: Work, sources: Sources, version: str) -> None:
+def _trained_on(folders: Folders, sources: Sources, trained: Path) -> dict[str, str]:
+    """By id the kind of what was learned from; fine-tuning reads demonstrations only."""
+    read = feedback_trained_on(folders.out(sources.snapshot, "snapshot"))
+    if trained.name == "sft":
+        return {name: kind for name, kind in read.items() if kind == "demonstration"}
+    return read
+
+
+async def _mark_used(work: Work, trained_on: Iterable[str], version: str) -> None:
     """Note on every word that trained which version came of it; what was erased since is not."""
-    snapshot = work.folders.out(sources.snapshot, "snapshot")
-    for feedback_id in feedback_trained_on(snapshot):
+    for feedback_id in trained_on:
         with suppress(NotFound):
             await store.mark_used(work.redis, [feedback_id], version)
 
 
-def feedback_trained_on(snapshot: Path) -> list[str]:
-    """Ids of the feedback in a snapshot that training reads: train split, not held-out raters'."""
-    columns = ["feedback_id", "split", "heldout_rater"]
-    rows = [
-        row
-        for name in ("rankings", "ratings", "demonstrations")
-        for row in parquet.read_table(snapshot / f"{name}.parquet", columns=columns).to_pylist()
-    ]
-    return sorted(
-        {row["feedback_id"] for row in rows if row["split"] == "train" and not row["heldout_rater"]}
-    )
-
-
 async def _promote(
-    work: Work, version: str, parent: str, verdict: Verdict, lease: Lease
+    work: Work, version: str, run: Run, verdict: Verdict, lease: Lease
 ) -> tuple[Outcome, list[str]]:
     if not verdict.passed:
         return ("refused" if verdict.verdict == "fail" else "not_enough_data"), []
@@ -96,7 +104,15 @@ async def _promote(
         return "passed", [f"`instructloop policies promote {version}` makes it live"]
     lease.check()
     why = f"the gate: {verdict.reasons[0]}"
-    obstacle = await promote_once(work.redis, version, parent=parent, why=why)
+    if share := work.settings.canary.share:
+        return "passed", [
+            await begin_once(
+                work.redis, version, run=run, share=share, why=why, fencing_token=lease.token
+            )
+        ]
+    obstacle = await promote_once(
+        work.redis, version, parent=run.parent, why=why, fencing_token=lease.token
+    )
     return ("promoted", []) if obstacle is None else ("passed", [obstacle])
 
 
@@ -123,18 +139,22 @@ def read_evidence(folders: Folders, run_id: str) -> Evidence:
         votes=read_votes(folders.stage(run_id, "vote")),
         proxies=by_score(rows),
         kl_per_token=float(figures["kl_per_token"]),
-        pretraining_loss_change=float(figures["pretraining_loss_change"]),
+        pretraining_loss_share=float(figures["pretraining_loss_share"]),
         length_ratio=length_ratio(rows),
         broken_share=broken_share(rows, "candidate"),
+        votes_vs_anchor=read_votes(folders.stage(run_id, "vote"), against="anchor"),
+        proxies_vs_anchor=by_score(rows, against="anchor"),
+        regressions=[Regression(**found) for found in figures.get("regressions", ())],
+        toxicity=toxicity_rise(rows),
     )
 
 
 def _read_verdict(path: Path) -> Verdict:
     raw = json.loads(path.read_text())
-    estimate = raw["win_rate"]
-    if estimate is not None:
-        estimate = Estimate(**{**estimate, "interval": tuple(estimate["interval"])})
-    return Verdict(**{**raw, "reasons": tuple(raw["reasons"]), "win_rate": estimate})
+    for name in ("win_rate", "win_rate_vs_anchor"):
+        if raw.get(name) is not None:
+            raw[name] = Estimate(**{**raw[name], "interval": tuple(raw[name]["interval"])})
+    return Verdict(**{**raw, "reasons": tuple(raw["reasons"])})
 
 
 async def _with_version(work: Work, run: Run, sources: Sources, lease: Lease) -> Run:
@@ -162,28 +182,21 @@ def _version_of(run: Run) -> str:
 
 
 def card_fields(
-    work: Work, run: Run, sources: Sources, verdict: Verdict, model: Path
+    work: Work, run: Run, sources: Sources, verdict: Verdict, stage: Path
 ) -> dict[str, Any]:
-    """Every field of the card but the hash of the weights."""
+    """Every field of the card but the hash of the weights; `stage` made the candidate."""
     learning = work.settings.learning
-    trained = read_figures(work.folders.stage(sources.policy or run.id, "policy"))
+    trained = read_figures(stage)
     evaluated = _evaluated(work.folders, run)
     return {
         "version": _version_of(run),
         "parent": run.parent,
         "created_at": registry.timestamp(),
-        "kind": "ppo" if trained.get("ptx_coef") == 0 else "ppo-ptx",
-        "algorithm": {
-            "reward_model": learning.reward_model.model_dump(mode="json"),
-            "policy": learning.policy.model_dump(mode="json"),
-            "evaluation": learning.evaluation.model_dump(mode="json"),
-            "gate": learning.gate.model_dump(mode="json"),
-            "seed": learning.seed,
-            "released_weights": "exponential moving average of the training run",
-        },
+        "kind": _kind(stage, trained),
+        "algorithm": _algorithm(learning, stage),
         "data": snapshot_data(work.folders, sources.snapshot) | {"run": run.id},
         "reward_model": _reward_model_name(work.folders, sources),
-        "anchor": ANCHOR,
+        "anchor": learning.anchor,
         "figures": _card_figures(run, verdict, trained, evaluated),
         "gate": {
             "passed": verdict.passed,
@@ -192,8 +205,33 @@ def card_fields(
             "attempt": verdict.attempt,
             "alpha": verdict.alpha,
         },
-        "compatible": compatibility(model)
+        "compatible": compatibility(stage / "out" / "model")
         | {"engine_checksums": evaluated.get("engine_checksums", {})},
+    }
+
+
+def _kind(stage: Path, trained: Mapping[str, Any]) -> str:
+    if stage.name == "sft":
+        return "sft"
+    return "ppo" if trained.get("ptx_coef") == 0 else "ppo-ptx"
+
+
+def _algorithm(learning: LearningSettings, stage: Path) -> dict[str, Any]:
+    """All hyper-parameters that the weights depend on."""
+    used: dict[str, Any] = {
+        "evaluation": learning.evaluation.model_dump(mode="json"),
+        "gate": learning.gate.model_dump(mode="json"),
+        "seed": learning.seed,
+    }
+    if stage.name == "sft":
+        return used | {
+            "sft": learning.sft.model_dump(mode="json"),
+            "released_weights": "the epoch that the stage's judge liked best",
+        }
+    return used | {
+        "reward_model": learning.reward_model.model_dump(mode="json"),
+        "policy": learning.policy.model_dump(mode="json"),
+        "released_weights": "exponential moving average of the training run",
     }
 
 
@@ -206,15 +244,20 @@ def snapshot_data(folders: Folders, snapshot_run: str) -> dict[str, Any]:
 def _card_figures(
     run: Run, verdict: Verdict, trained: Mapping[str, Any], evaluated: Mapping[str, Any]
 ) -> dict[str, Any]:
-    win_rate = None if verdict.win_rate is None else dataclasses.asdict(verdict.win_rate)
+    win_rate, over_anchor = (
+        None if estimate is None else dataclasses.asdict(estimate)
+        for estimate in (verdict.win_rate, verdict.win_rate_vs_anchor)
+    )
     return {
         "reward": trained.get("reward"),
         "kl_to_anchor": evaluated.get("kl_to_anchor"),
         "win_rate_vs_parent": win_rate,
-        "win_rate_vs_sft": win_rate if run.parent == ANCHOR else None,
+        "win_rate_vs_sft": win_rate if run.parent == FIRST else over_anchor,
         "pretraining_loss_change": evaluated.get("pretraining_loss_change"),
         "length_change": evaluated.get("length_change"),
-        "regressions": [],
+        "retention": verdict.retention,
+        "over_optimised": verdict.over_optimised,
+        "regressions": evaluated.get("regressions", []),
         "training": numbers(trained),
         "evaluation": numbers(
             {name: v for name, v in evaluated.items() if name != "engine_checksums"}

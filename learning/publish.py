@@ -6,18 +6,20 @@ script checks the fencing token; a stale worker registers nothing. Knows no mode
 copied as they are.
 """
 
+import asyncio
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from core import keys, registry
+from core import keys, lineage, registry
 from core.errors import Conflict, LeaseLost, NotFound, StartError, Unprocessable
 from core.keyring import Keyring
+from core.policy_store import PolicyStore
 from core.records import Card, Record
 from core.redis_client import Redis
 from core.settings import Settings
@@ -26,6 +28,8 @@ from learning.folders import Folders
 from learning.lease_keeper import Lease
 
 _CARD = "card.json"
+_OURS = {_CARD, lineage.FILE}
+"""What we put beside a model; a copy of a version has none of it."""
 _PARTIAL = ".partial-"
 
 
@@ -56,21 +60,35 @@ async def publish_candidate(
     fields: Mapping[str, Any],
     checksums: Mapping[str, str],
     lease: Lease,
+    trained_on: Iterable[str] = (),
+    kept_at: str = "",
 ) -> Card:
     """Make `model` the version named in `fields`, which are those of the card but the hash.
 
-    Safe to repeat with the same version. Raises LeaseLost when another worker took over.
+    `trained_on` are the feedback ids whose root is in `fields`; `kept_at` is the setting
+    `policies_url`. Safe to repeat with the same version. Raises LeaseLost when another worker took
+    over, Unavailable when what is at `kept_at` cannot be reached.
     """
-    card = place_version(folders, keyring, model=model, fields=fields, owner=lease.token)
+    card = place_version(
+        folders, keyring, model=model, fields=fields, owner=lease.token, trained_on=trained_on
+    )
     if checksums:
         await redis.hset(keys.policy_checksums(card.version), mapping=dict(checksums))
+    store = PolicyStore(folders.policies, kept_at)
+    prefix = await asyncio.to_thread(store.put, card.version, token=lease.token)
     lease.check()
-    await registry.publish(redis, card, fencing_token=lease.token)
+    await registry.publish(redis, card, fencing_token=lease.token, prefix=prefix)
     return card
 
 
 def place_version(
-    folders: Folders, keyring: Keyring, *, model: Path, fields: Mapping[str, Any], owner: int
+    folders: Folders,
+    keyring: Keyring,
+    *,
+    model: Path,
+    fields: Mapping[str, Any],
+    owner: int,
+    trained_on: Iterable[str] = (),
 ) -> Card:
     """Copy a model folder to its version's place, card included; returns the card that lies there.
 
@@ -82,16 +100,21 @@ def place_version(
         partial = folders.policies / f"{_PARTIAL}{fields['version']}-{owner}"
         copy_model(model, partial)
         card = Card(**{**fields, "weights_sha256": weights_sha256(partial)})
+        if "feedback_root" in card.data:
+            write_synced(partial / lineage.FILE, lineage.as_text(trained_on))
+            lineage.read_ids(partial, card)
         write_synced(partial / _CARD, registry.signed(card, keyring).model_dump_json(indent=1))
         appear(partial, target)
     return Card.model_validate_json((target / _CARD).read_text())
 
 
-async def promote_once(redis: Redis, version: str, *, parent: str, why: str) -> str | None:
+async def promote_once(
+    redis: Redis, version: str, *, parent: str, why: str, fencing_token: int
+) -> str | None:
     """Make a version the target in the place of `parent`; None when it is, else why it is not.
 
     A version that was promoted before, and is not live any more, is never promoted again here:
-    somebody rolled it back.
+    somebody rolled it back. Raises LeaseLost: another worker took over, nothing was promoted.
     """
     if await registry.target(redis) == version:
         return None
@@ -99,7 +122,9 @@ async def promote_once(redis: Redis, version: str, *, parent: str, why: str) -> 
     if any(entry["action"] == "promoted" and entry.get("to") == version for entry in before):
         return f"{version} was live before and was rolled back, so it is left to people to promote"
     try:
-        await registry.promote(redis, version, who="gate", why=why, expected=parent)
+        await registry.promote(
+            redis, version, who="gate", why=why, expected=parent, fencing_token=fencing_token
+        )
     except Conflict:
         return f"{parent} is not the live version any more, so it was not replaced"
     except Unprocessable as refusal:
@@ -144,7 +169,7 @@ async def _register_base(
     redis: Redis, settings: Settings, version: str, model: Path | None
 ) -> Card:
     folders, keyring = Folders.of(settings.state_dir), Keyring(settings.state_dir / "secrets")
-    token = await registry.acquire_fence(redis)
+    token, prefix = await registry.acquire_fence(redis), ""
     fields = {
         "version": version,
         "parent": None,
@@ -162,9 +187,12 @@ async def _register_base(
         card = registry.signed(Card(**{**fields, "weights_sha256": ""}), keyring)
     else:
         card = place_version(folders, keyring, model=model, fields=fields, owner=token)
+        prefix = await asyncio.to_thread(
+            PolicyStore(folders.policies, settings.policies_url).put, version, token=token
+        )
     await redis.setnx(keys.policy_next(), 1)  # v0000 is taken
     try:
-        await registry.publish(redis, card, fencing_token=token)
+        await registry.publish(redis, card, fencing_token=token, prefix=prefix)
     except LeaseLost:  # another process started at the same time, and was faster
         return await registry.card(redis, version)
     return card
@@ -203,6 +231,19 @@ def reward_model_cards(folders: Folders) -> list[RewardModelCard]:
     """The kept reward models, oldest first."""
     paths = sorted(folders.reward_models.glob(f"rm*/{_CARD}"))
     return [RewardModelCard.model_validate_json(path.read_text()) for path in paths]
+
+
+def keep_anchor(folders: Folders, model: Path, *, version: str, owner: int) -> str:
+    """Keep what fine-tuning made beside a version for PPO to start from; returns its hash."""
+    target = folders.anchor(version)
+    if not target.is_dir():
+        target.parent.mkdir(exist_ok=True)
+        partial = target.parent / f"{_PARTIAL}{version}-{owner}"
+        copy_model(model, partial)
+        _sync_folder(partial)
+        os.rename(partial, target)
+        _sync_folder(target.parent)
+    return weights_sha256(target)
 
 
 # --- what a version needs -------------------------------------------------------------------
@@ -248,7 +289,7 @@ def copy_model(source: Path, target: Path) -> None:
     """Copy the files of a model folder, each of them down to the disk."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for path in sorted(p for p in source.iterdir() if p.is_file() and p.name != _CARD):
+    for path in sorted(p for p in source.iterdir() if p.is_file() and p.name not in _OURS):
         with path.open("rb") as read, (target / path.name).open("wb") as write:
             shutil.copyfileobj(read, write, 1 << 22)
             write.flush()

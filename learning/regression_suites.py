@@ -93,7 +93,7 @@ def read_suite(path: Path) -> Suite:
     """One file; its name without the ending is the suite's. Raises Unprocessable."""
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise Unprocessable(f"the regression suite {path} cannot be read: {error}") from error
     items = []
     for number, line in enumerate(lines, start=1):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from core.records import Card, Run
 from core.settings import RetentionSettings
-from learning.stage_inputs import ANCHOR, Sources
+from learning.stage_inputs import FIRST, Sources
 
 BUILT_ON = ("reward_model", "policy")
 """Stages whose newest outputs a run may build on that starts in the middle."""
@@ -27,6 +27,8 @@ class Facts:
     unusable: frozenset[str]
     """Quarantined, or without weights already: nobody can go back to them."""
     served: frozenset[str]
+    canary: frozenset[str]
+    """Candidate and parent of a canary that is on."""
     runs: Sequence[Run]
     sources: Mapping[str, Sources]
     """What each run builds on, where it is known."""
@@ -81,7 +83,8 @@ def _versions(facts: Facts, runs: frozenset[str], retention: RetentionSettings) 
         for version in facts.history
         if version != facts.target and version not in facts.unusable
     )
-    kept = {ANCHOR, *retention.pinned, *facts.served, *[*live_before][: retention.versions]}
+    kept = {FIRST, *retention.pinned, *facts.served, *facts.canary}
+    kept |= {*[*live_before][: retention.versions]}
     if facts.target:
         kept.add(facts.target)
     for run in facts.runs:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from core.errors import Unprocessable
-from core.records import STAGES, Run
+from core.records import SFT_STAGES, STAGES, Run
 from core.stages import complete_stages
 from learning.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_NOT_ENOUGH_DATA
 
@@ -18,12 +17,14 @@ RETRY_DELAYS = (2.0, 30.0)
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "all": STAGES,
+    "sft": SFT_STAGES,
     "reward-model": ("snapshot", "reward_model"),
     "policy": ("policy",),
     "evaluate": ("evaluate", "vote", "gate"),
 }
 """What `train --stage NAME` runs. `policy` builds on the newest reward model and its snapshot,
-`evaluate` judges the newest candidate."""
+`sft` asks the newest reward model for its judgement, `evaluate` judges the newest candidate of PPO.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,11 @@ def reason_for_round(
 def stages_for(names: Sequence[str]) -> tuple[str, ...]:
     """The stages that a person's choice means, in their order.
 
-    `names` are choices of `train --stage` or names of stages. Raises Unprocessable for what this
-    release does not have, for an unknown name, and for a gap between stages.
+    `names` are choices of `train --stage` or names of stages. Raises Unprocessable for an unknown
+    name, and for a gap between stages.
     """
     wanted: set[str] = set()
     for name in names:
-        if name == "sft":
-            raise Unprocessable("supervised fine-tuning is not in this release", param="stages")
         wanted |= set(_CHOICES.get(name, (name,)))
     return complete_stages(wanted)
 

@@ -185,8 +185,9 @@ def with_state(run: Run, state: StageState) -> Run:
 
 def _remove_checkpoint(work: Work, run: Run) -> None:
     """A stage that is done or given up goes on from nothing."""
-    if run.stage:
-        path = work.folders.stage(run.id, run.stage) / "checkpoint"
+    if not run.stage:
+        return
+    for path in work.folders.stage(run.id, run.stage).glob("checkpoint*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -17,11 +17,9 @@ import aiohttp
 import orjson
 
 from core import keys, lease
-from core.auth import list_keys
 from core.keyring import Keyring
 from core.records import Completion, Replica
 from core.redis_client import Redis, redis_errors
-from core.registry import milliseconds
 from core.settings import Settings
 from feedback import labeling, store
 from feedback import labeling_supply as supply
@@ -30,6 +28,7 @@ from feedback.pii.worker import PiiFailed
 from feedback.sealed_texts import PiiFilter
 from feedback.split import prompt_opening
 from feedback.texts import texts_of
+from learning.labeling_stock import missing, next_ones, set_aside
 from learning.labeling_worth import read_disagreement
 from learning.work import Work
 
@@ -55,10 +54,7 @@ async def sampling_due(redis: Redis, settings: Settings) -> bool:
     feedback = settings.feedback
     if not feedback.tasks_open or await redis.exists(keys.labeling_sampling()):
         return False
-    open_now = await redis.zcount(keys.labeling_open("training"), "-inf", milliseconds())
-    if open_now >= feedback.tasks_open or await lease.is_held(redis):
-        return False
-    return bool(await _tenants(redis, settings))
+    return not await lease.is_held(redis) and bool(await missing(redis, settings))
 
 
 async def fill_stock(work: Work, pii: PiiFilter) -> int:
@@ -80,17 +76,19 @@ async def fill_stock(work: Work, pii: PiiFilter) -> int:
 
 async def _open_some(work: Work, pii: PiiFilter) -> int:
     engines = await _ready_engines(work.redis)
-    wanted = work.settings.feedback.tasks_open
-    with redis_errors():
-        wanted -= await work.redis.zcount(keys.labeling_open("training"), "-inf", milliseconds())
-    if not engines or wanted <= 0:
+    lacking = await missing(work.redis, work.settings)
+    if not engines or not lacking:
         return 0
-    chosen, others = await _chosen(work.redis, work.keyring, work.settings)
+    chosen, others = await _chosen(work.redis, work.keyring, work.settings, tenants=set(lacking))
     opened = 0
-    for candidate in chosen[: min(wanted, _AT_ONCE)]:
+    for candidate in next_ones(chosen, lacking, most=_AT_ONCE):
         if work.stopping() or await lease.is_held(work.redis):
             break
-        opened += await _open_one(work, pii, candidate.completion, others, engines)
+        about = candidate.completion
+        if await _open_one(work, pii, about, others, engines):
+            opened += 1
+        else:
+            await set_aside(work.redis, _task_id(work.keyring, about))
     return opened
 
 
@@ -208,9 +206,9 @@ def _without_pii(
 
 
 async def _chosen(
-    redis: Redis, keyring: Keyring, settings: Settings
+    redis: Redis, keyring: Keyring, settings: Settings, *, tenants: set[str]
 ) -> tuple[list[supply.Candidate], list[Completion]]:
-    """Prompts worth a task, best first, and what else was logged of their users."""
+    """Prompts of the tenants worth a task, best first, and what else was logged of their users."""
     with redis_errors():
         newest = await redis.zrevrange(keys.prompts(), 0, _LOOK_AT - 1)
         counted = await store.completions(redis, [token.decode() for token in newest])
@@ -229,7 +227,7 @@ async def _chosen(
         Counter(opening(completion) for completion in everything.values()),
         opening=opening,
         known=await _known(redis, keyring, list(counted.values())),
-        tenants=await _tenants(redis, settings),
+        tenants=tenants,
         now=time.time(),
         disagreement=await read_disagreement(redis, sorted(counted)),
     )
@@ -237,12 +235,12 @@ async def _chosen(
 
 
 async def _known(redis: Redis, keyring: Keyring, found: Sequence[Completion]) -> set[str]:
-    """Tokens of what somebody has ranked, or what is or was a task."""
+    """Tokens of what somebody has ranked, what is or was a task, and what just made none."""
     with redis_errors():
         async with redis.pipeline(transaction=False) as step:
             for completion in found:
-                name = supply.task_name(completion.token, _namer(keyring, completion.tenant))
-                step.exists(keys.labeling_task(name))
+                name = _task_id(keyring, completion)
+                step.exists(keys.labeling_task(name), keys.labeling_set_aside(name))
                 step.smembers(keys.feedback_of(completion.token))
             replies = await step.execute()
     is_task, said = replies[::2], replies[1::2]
@@ -252,16 +250,6 @@ async def _known(redis: Redis, keyring: Keyring, found: Sequence[Completion]) ->
         completion.token
         for completion, taken, about in zip(found, is_task, said, strict=True)
         if taken or rankings & {raw.decode() for raw in about}
-    }
-
-
-async def _tenants(redis: Redis, settings: Settings) -> set[str]:
-    """The tenants that have somebody whose labels may train."""
-    now = time.time()
-    return {
-        key.tenant
-        for key in await list_keys(redis)
-        if supply.labels_for_training(key, settings.feedback, now=now)
     }
 
 
@@ -276,6 +264,10 @@ async def _ready_engines(redis: Redis) -> list[Replica]:
 def _max_tokens(about: Completion) -> int:
     asked = about.sampling.get("max_tokens") or about.sampling.get("max_completion_tokens")
     return min(asked, _MOST_TOKENS) if isinstance(asked, int) and asked > 0 else _MOST_TOKENS
+
+
+def _task_id(keyring: Keyring, about: Completion) -> str:
+    return supply.task_name(about.token, _namer(keyring, about.tenant))
 
 
 def _namer(keyring: Keyring, tenant: str) -> Callable[[str], str]:

@@ -3,7 +3,8 @@
 The parent (learning/runner.py) writes `stage.json` with the inputs; the child reports through
 `progress.json`, and its result appears at once by renaming `out.partial` to `out`. A child knows
 no Redis and holds no key. It dies with its parent, and on SIGTERM it checkpoints and leaves with
-exit code 75, so that the next start resumes.
+exit code 75, so that the next start resumes. Of several processes (learning/distributed.py) the
+first one writes.
 """
 
 import json
@@ -45,6 +46,11 @@ class Stage:
     _started: float = field(default_factory=time.monotonic)
 
     @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes: the first of those torchrun started."""
+        return os.environ.get("RANK", "0") == "0"
+
+    @property
     def partial(self) -> Path:
         """Where the result is being written."""
         return self.folder / "out.partial"
@@ -60,6 +66,8 @@ class Stage:
 
     def progress(self, fraction: float, message: str, **figures: float) -> None:
         """Say how far the stage is (0..1), for the parent, people and metrics."""
+        if not self.writes:
+            return
         write_json(
             self.folder / "progress.json",
             {
@@ -94,17 +102,20 @@ def run(main: Callable[[Stage], dict[str, Any]]) -> None:
 def _run(stage: Stage, main: Callable[[Stage], dict[str, Any]]) -> int:
     if (stage.folder / "out").is_dir():
         return EXIT_DONE
-    shutil.rmtree(stage.partial, ignore_errors=True)
-    stage.partial.mkdir(parents=True)
+    if stage.writes:
+        shutil.rmtree(stage.partial, ignore_errors=True)
+        stage.partial.mkdir(parents=True)
     try:
         figures = main(stage)
     except Interrupted:
         return EXIT_CHECKPOINTED
     except NotEnoughData as refusal:
-        write_json(stage.folder / "refusal.json", {"reason": refusal.message})
+        if stage.writes:
+            write_json(stage.folder / "refusal.json", {"reason": refusal.message})
         return EXIT_NOT_ENOUGH_DATA
-    write_json(stage.partial / "figures.json", figures)
-    os.replace(stage.partial, stage.folder / "out")
+    if stage.writes:
+        write_json(stage.partial / "figures.json", figures)
+        os.replace(stage.partial, stage.folder / "out")
     return EXIT_DONE
 
 

@@ -18,9 +18,10 @@ from core.settings import Settings
 from learning.folders import Folders
 from learning.stage import write_json
 
-ANCHOR = "v0000"
-"""The KL reference of all rounds, and where each reward model begins."""
+FIRST = "v0000"
+"""The version that the service was started with."""
 CHILD_STAGES = {
+    "sft": "learning.train_sft",
     "reward_model": "learning.train_reward_model",
     "policy": "learning.train_policy",
     "evaluate": "learning.evaluate",
@@ -53,6 +54,9 @@ def choose_sources(folders: Folders, run: Run, earlier: Sequence[str]) -> Source
 
 def _choose(folders: Folders, run: Run, earlier: Sequence[str]) -> Sources:
     own = dict.fromkeys(run.stages, run.id)
+    if "sft" in run.stages:
+        judge = _newest(folders, earlier, "reward_model", "reward-model")
+        return Sources(run.id, judge.reward_model, run.id)
     if "snapshot" in run.stages:
         return Sources(run.id, own.get("reward_model"), own.get("policy"))
     if "policy" in run.stages:
@@ -73,13 +77,22 @@ def _newest(folders: Folders, earlier: Sequence[str], stage: str, choice: str) -
 
 
 def stage_inputs(
-    stage: str, run: Run, sources: Sources, folders: Folders, settings: Settings
+    stage: str,
+    run: Run,
+    sources: Sources,
+    folders: Folders,
+    settings: Settings,
+    *,
+    attempt: int = 1,
 ) -> dict[str, Any]:
-    """The content of `stage.json` for one of CHILD_STAGES. All paths are absolute."""
+    """The content of `stage.json` for one of CHILD_STAGES. All paths are absolute.
+
+    `attempt` counts the candidates that were judged beside this parent, from 1.
+    """
     learning = settings.learning
     inputs: dict[str, Any] = {
         "snapshot": folders.out(sources.snapshot, "snapshot"),
-        "anchor": folders.policy(ANCHOR),
+        "anchor": anchor_folder(folders, FIRST if stage == "sft" else learning.anchor),
         "seed": learning.seed,
         "threads": learning.threads,
         "idle_priority": learning.idle_priority,
@@ -87,18 +100,52 @@ def stage_inputs(
     }
     if stage != "reward_model":
         inputs["parent"] = folders.policy(run.parent)
+        if stage == "policy":
+            inputs["parent"] = _start_of_ppo(folders, run.parent, learning.anchor)
         inputs["reward_model"] = folders.out(_known(sources.reward_model), "reward_model") / "model"
         inputs["engine"] = {
             "socket": str(folders.engine_socket),
             "max_num_seqs": settings.engine.max_num_seqs,
         }
     if stage == "evaluate":
-        inputs["candidate"] = folders.out(_known(sources.policy), "policy") / "model"
+        inputs["candidate"] = candidate_stage(folders, sources) / "out" / "model"
+        inputs["attempt"] = attempt
+        suites = [str(path.resolve()) for path in learning.gate.suites]
+        inputs["gate"] = learning.gate.model_dump(mode="json") | {"suites": suites}
     return {name: str(v) if isinstance(v, Path) else v for name, v in inputs.items()}
+
+
+def candidate_stage(folders: Folders, sources: Sources) -> Path:
+    """The stage that made what is judged: supervised fine-tuning, or PPO."""
+    run_id = _known(sources.policy)
+    name = "sft" if folders.out(run_id, "sft").is_dir() else "policy"
+    return folders.stage(run_id, name)
+
+
+def anchor_folder(folders: Folders, version: str) -> Path:
+    """The model folder of an anchor. Raises Unprocessable where a version has none."""
+    if version == FIRST:
+        return folders.policy(FIRST)
+    folder = folders.anchor(version)
+    if not folder.is_dir():
+        raise Unprocessable(
+            f"{version} has no anchor (learning.anchor): name {FIRST} or a version that "
+            "`instructloop train --stage sft` made"
+        )
+    return folder
+
+
+def _start_of_ppo(folders: Folders, parent: str, anchor: str) -> Path:
+    """The live version; the anchor, as in the paper, as long as that never went through PPO."""
+    card = folders.policy(parent) / "card.json"
+    kind = json.loads(card.read_text())["kind"] if card.is_file() else "base"
+    tuned = anchor != FIRST and kind in ("base", "sft")
+    return anchor_folder(folders, anchor) if tuned else folders.policy(parent)
 
 
 def _group(stage: str, learning: LearningSettings) -> Any:
     groups = {
+        "sft": learning.sft,
         "reward_model": learning.reward_model,
         "policy": learning.policy,
         "evaluate": learning.evaluation,

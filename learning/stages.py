@@ -13,13 +13,15 @@ from core import keys, loop, registry
 from core.errors import InstructLoopError, LeaseLost, NotFound, Unavailable, Unprocessable
 from core.records import Run
 from core.redis_client import redis_errors
+from feedback.held_answers import hold_back_votes
 from feedback.labeling import close_tasks
 from feedback.snapshot import write_snapshot
 from learning.child import log_line, numbers, read_figures
 from learning.judging import judge_and_publish, snapshot_data
+from learning.labeling_worth import publish_disagreement
 from learning.lease_keeper import Lease
 from learning.publish import keep_reward_model
-from learning.stage_inputs import ANCHOR, CHILD_STAGES, Sources, choose_sources
+from learning.stage_inputs import CHILD_STAGES, FIRST, Sources, choose_sources
 from learning.votes import advance_votes, read_rows
 from learning.watching import run_child
 from learning.work import Result, Work
@@ -64,6 +66,7 @@ async def _stage(work: Work, run: Run, lease: Lease) -> Result:
         result = await judge_and_publish(work, run, sources, lease)
     if run.stage == "reward_model" and result.kind == "done":
         _keep_reward_model(work, run, sources, lease)
+        await publish_disagreement(work.redis, work.folders.out(run.id, "reward_model"))
     return result if result.run else dataclasses.replace(result, run=run)
 
 
@@ -81,7 +84,7 @@ async def _with_parent(work: Work, run: Run, sources: Sources, lease: Lease) -> 
         parent = (await loop.get_run(work.redis, str(sources.policy))).parent
     else:
         parent = await registry.target(work.redis) or ""
-    if not work.folders.policy(ANCHOR).is_dir() or not parent:
+    if not work.folders.policy(FIRST).is_dir() or not parent:
         raise NotFound("there is no first policy yet: start the service with `instructloop up`")
     run = run.model_copy(update={"parent": parent})
     await loop.save_run(work.redis, run, fencing_token=lease.token)
@@ -118,6 +121,7 @@ async def _said_before_but_not_ingested(work: Work, run: Run) -> bool:
 async def _vote(work: Work, run: Run) -> Result:
     folder = work.folders.stage(run.id, "vote")
     learning = work.settings.learning
+    await hold_back_votes(work.redis, run.id, work.settings.feedback)
     done = await advance_votes(
         work.redis,
         run,
@@ -142,7 +146,7 @@ def _keep_reward_model(work: Work, run: Run, sources: Sources, lease: Lease) -> 
             "created_at": registry.timestamp(),
             "algorithm": learning.reward_model.model_dump(mode="json") | {"seed": learning.seed},
             "data": snapshot_data(work.folders, sources.snapshot),
-            "anchor": ANCHOR,
+            "anchor": learning.anchor,
             "figures": read_figures(work.folders.stage(run.id, "reward_model")),
         },
         owner=lease.token,

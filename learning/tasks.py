@@ -25,16 +25,19 @@ from core.redis_client import Redis, connect, redis_url
 from core.settings import Settings
 from feedback.pii.record import Plan
 from feedback.pii.worker import PiiWorker
+from learning import canary_watch
 from learning.broker import broker_url, check_broker
 from learning.folders import Folders
 from learning.ingesting import drain_inbox
 from learning.runner import advance
 from learning.sampling_tasks import fill_stock
 from learning.ticking import due_tasks
+from learning.webhooks import send_what_is_due
 from learning.work import Work
 
 CONTROL, LEARNING = "control", "learning"
-_QUEUES = {"tick": CONTROL, "ingest": CONTROL, "sample_tasks": CONTROL, "run_stage": LEARNING}
+_QUEUES = {"tick": CONTROL, "ingest": CONTROL, "sample_tasks": CONTROL, "watch_canary": CONTROL}
+_QUEUES |= {"send_webhooks": CONTROL, "run_stage": LEARNING}
 _TICK_SECONDS = 1.0
 _EXPIRES_SECONDS = 5.0
 _INGEST_SECONDS = 60.0
@@ -143,6 +146,16 @@ def _sample_tasks() -> None:
     _run(lambda work: fill_stock(work, _pii))
 
 
+def _watch_canary() -> None:
+    """Judge the canary by what users say, and end it where that is enough."""
+    _run(lambda work: canary_watch.look(work.redis, work.settings))
+
+
+def _send_webhooks() -> None:
+    """Tell others what happened."""
+    _run(lambda work: send_what_is_due(work.redis, work.keyring, work.settings))
+
+
 def _run_stage() -> None:
     """Go on with the current run, as far as it goes without waiting."""
     while _run(advance) == "moved" and not _stopping.is_set():
@@ -153,6 +166,8 @@ tick = app.task(name="tick")(_tick)
 ingest = app.task(name="ingest")(_ingest)
 run_stage = app.task(name="run_stage")(_run_stage)
 sample_tasks = app.task(name="sample_tasks")(_sample_tasks)
+watch_canary = app.task(name="watch_canary")(_watch_canary)
+send_webhooks = app.task(name="send_webhooks")(_send_webhooks)
 
 
 def _run(act: Callable[[Work], Awaitable[Any]]) -> Any:

@@ -4,38 +4,61 @@ Starts nothing itself but a run's record; the names it gives are tasks of learni
 twice in a second, or by two beats, it does no harm: leases and the one current run see to that.
 """
 
+import logging
 import time
 from contextlib import suppress
 
-from core import keys, lease, loop, metrics
+from core import audit_log, keys, lease, loop, metrics
+from core.audit_log import AuditBroken
 from core.errors import Conflict
+from core.keyring import Keyring
 from core.records import STAGES
 from core.redis_client import Redis, redis_errors
 from core.settings import Settings
 from feedback import erasure, labeling, quarantine
+from feedback.compaction import compaction_due
 from feedback.erasing import log_is_unread
+from feedback.retention import retention_due
+from learning import canary_watch
 from learning.rounds import Facts, reason_for_round
 from learning.sampling_tasks import sampling_due
+from learning.webhooks import webhooks_due
+
+_log = logging.getLogger(__name__)
 
 
 async def due_tasks(redis: Redis, settings: Settings) -> list[str]:
-    """The tasks that should be started now: `ingest`, `run_stage`, `sample_tasks`.
+    """The tasks that should be started now, by the names that learning/tasks.py gives them.
 
     Raises Unavailable when Redis does not answer.
     """
     with redis_errors():
         await loop.heartbeat(redis)
-        await _start_round_when_due(redis, settings)
+        if settings.learning.enabled:
+            await _start_round_when_due(redis, settings)
         for state, number in (await labeling.task_counts(redis)).items():
             metrics.LABELING_TASKS.labels(state).set(number)
+        await _mirror_audit(redis, settings)
         due = []
         if await _ingest_due(redis, settings):
             due.append("ingest")
         if await _stage_due(redis):
             due.append("run_stage")
-        if await sampling_due(redis, settings):
+        if settings.learning.enabled and await sampling_due(redis, settings):
             due.append("sample_tasks")
+        if await canary_watch.look_due(redis):
+            due.append("watch_canary")
+        if await webhooks_due(redis, settings, now=time.time()):
+            due.append("send_webhooks")
         return due
+
+
+async def _mirror_audit(redis: Redis, settings: Settings) -> None:
+    """Keep the audit log outside Redis up to date; one that somebody changed holds up nothing."""
+    try:
+        await audit_log.mirror(redis, Keyring(settings.state_dir / "secrets"), settings.state_dir)
+    except (AuditBroken, OSError) as error:
+        _log.error("the audit log is not copied: %s; see `instructloop audit --verify`", error)
 
 
 async def _ingest_due(redis: Redis, settings: Settings) -> bool:
@@ -49,6 +72,8 @@ async def _ingest_due(redis: Redis, settings: Settings) -> bool:
         or not await redis.exists(keys.day_keys_checked())
         or await erasure.is_open(redis)
         or await log_is_unread(redis, settings.state_dir)
+        or await compaction_due(redis, settings.log, now=time.time())
+        or await retention_due(redis, settings.retention)
     )
     return bool(due) and not await redis.exists(keys.ingest_lease())
 

@@ -20,6 +20,7 @@ from learning.child import (
     Child,
     Progress,
     last_line,
+    num_processes,
     numbers,
     read_figures,
     read_progress,
@@ -27,11 +28,13 @@ from learning.child import (
     scrubbed_environment,
     start_child,
 )
+from learning.fetching import fetch_versions
+from learning.gate import attempt_number
 from learning.lease_keeper import Lease
 from learning.observe import observe_progress
 from learning.rounds import describe_exit, meaning_of_exit
 from learning.stage import write_json
-from learning.stage_inputs import CHILD_STAGES, Sources, stage_inputs
+from learning.stage_inputs import CHILD_STAGES, FIRST, Sources, stage_inputs
 from learning.work import Result, Work
 
 _LOOK_SECONDS = 0.1
@@ -59,7 +62,9 @@ async def run_child(work: Work, run: Run, sources: Sources, lease: Lease) -> Res
     """
     folder = work.folders.stage(run.id, run.stage)
     if not (folder / "out").is_dir():
-        child = _start(work, run, sources)
+        await fetch_versions(work, [FIRST, run.parent])
+        attempt = attempt_number(await loop.list_runs(work.redis, 0), run)
+        child = _start(work, run, sources, attempt=attempt)
         if child is None:
             return Result("waiting", reason="an earlier attempt is still ending")
         try:
@@ -74,12 +79,12 @@ async def run_child(work: Work, run: Run, sources: Sources, lease: Lease) -> Res
     return Result("done", figures=numbers(read_figures(folder)), run=run)
 
 
-def _start(work: Work, run: Run, sources: Sources) -> Child | None:
+def _start(work: Work, run: Run, sources: Sources, *, attempt: int) -> Child | None:
     learning = work.settings.learning
     folder = work.folders.stage(run.id, run.stage)
     folder.mkdir(parents=True, exist_ok=True)
     work.folders.engine_socket.parent.mkdir(mode=0o700, exist_ok=True)
-    inputs = stage_inputs(run.stage, run, sources, work.folders, work.settings)
+    inputs = stage_inputs(run.stage, run, sources, work.folders, work.settings, attempt=attempt)
     write_json(folder / "stage.json", inputs)
     return start_child(
         CHILD_STAGES[run.stage],
@@ -87,6 +92,7 @@ def _start(work: Work, run: Run, sources: Sources) -> Child | None:
         launcher=learning.launcher,
         environment=scrubbed_environment(os.environ, threads=learning.threads),
         idle_priority=learning.idle_priority,
+        processes=num_processes(learning.processes, device=learning.device, environment=os.environ),
     )
 
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from core import canary, keys, registry
@@ -42,25 +43,27 @@ TICK_SECONDS = 0.5
 PROGRESS_SECONDS = 5.0
 FAREWELL_SECONDS = 0.8
 """How long an engine that is told to stop still answers: gateways look every half second."""
+LEAVING_SECONDS = 120.0
+"""How long replies of a canary's own engine may take when the canary is over."""
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 
 
-def run_agent(settings: Settings, *, number: int) -> None:
-    """Run one engine until SIGTERM."""
-    asyncio.run(_main(settings, number))
+def run_agent(settings: Settings, *, name: str) -> None:
+    """Run one engine until SIGTERM; `engine-0` and so on, or the one of a canary."""
+    asyncio.run(_main(settings, name))
 
 
-async def _main(settings: Settings, number: int) -> None:
+async def _main(settings: Settings, name: str) -> None:
     sockets = settings.state_dir.resolve() / "run"
     sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with connect(redis_url(settings)) as redis:
         agent = Agent(
-            name=f"engine-{number}",
+            name=name,
             settings=settings,
             keyring=Keyring(settings.state_dir / "secrets"),
             redis=redis,
-            socket=sockets / f"engine-{number}.sock",
+            socket=sockets / f"{name}.sock",
         )
         loop = asyncio.get_running_loop()
         for number_of_signal in (signal.SIGTERM, signal.SIGINT):
@@ -79,9 +82,17 @@ async def live(agent: Agent) -> None:
         agent.state = "draining"
         await agent_records.say_state(agent)
         await asyncio.sleep(FAREWELL_SECONDS)
+        await _finish_replies(agent)
         heartbeats.cancel()
         await _stop_engine(agent)
         await agent_records.forget(agent)
+
+
+async def _finish_replies(agent: Agent) -> None:
+    """An engine that leaves a service which goes on ends its replies first, however long."""
+    if agent.name == canary.SECOND_ENGINE and agent.client is not None:
+        with suppress(EngineError):  # one that does not answer has none
+            await agent.client.drain(LEAVING_SECONDS)
 
 
 async def _look(agent: Agent) -> None:

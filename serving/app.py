@@ -22,8 +22,9 @@ from starlette.routing import Route
 from core.auth import KeyCache
 from core.errors import InstructLoopError, Unavailable
 from core.keyring import Keyring
-from core.redis_client import Redis, connect, redis_url
+from core.redis_client import Batches, Redis, connect, redis_url
 from core.settings import Settings
+from feedback.edge import DirectRoute
 from feedback.labeling_routes import router as labeling_router
 from feedback.rater_routes import router as rater_router
 from feedback.routes import router as feedback_router
@@ -31,11 +32,13 @@ from feedback.users_routes import router as users_router
 from serving import completions, health, policies, replicas, service
 from serving.admission import Admission
 from serving.background import cancel_all, kept
+from serving.canary_routes import router as canary_router
 from serving.edge import OPEN_PATHS, Edge, on_http_error, on_invalid, on_our_error
 from serving.feedback_tokens import router as feedback_token_router
 from serving.inbox import Inbox
 from serving.limit_leases import Leases
 from serving.limits import HEADERS as LIMIT_HEADERS
+from serving.lineage_routes import router as lineage_router
 from serving.loop_view import router as loop_view_router
 from serving.page_routes import router as page_router
 from serving.relay import Services
@@ -92,7 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=_EXPOSED,
         )
     _mount(app, settings)
-    plain = (route for route in app.routes if isinstance(route, completions.PlainRoute))
+    past = (completions.PlainRoute, DirectRoute)
+    plain = (route for route in app.routes if isinstance(route, past))
     direct |= {route.path: route for route in plain}
     return app
 
@@ -107,7 +111,9 @@ def _mount(app: FastAPI, settings: Settings) -> None:
         labeling_router,
         rater_router,
         users_router,
+        canary_router,
         policies.router,
+        lineage_router,
         loop_view_router,
         session_router,
         page_router,
@@ -131,9 +137,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(connect(redis_url(settings)))
         app.state.redis = redis
+        app.state.batches = Batches(redis)
+        stack.push_async_callback(app.state.batches.close)
         app.state.keys = KeyCache(redis)
-        seconds = settings.gateway.session_hours * 3600
-        app.state.sessions = Sessions(redis, app.state.keyring, app.state.keys, seconds=seconds)
+        app.state.sessions = Sessions(
+            redis,
+            app.state.keyring,
+            app.state.keys,
+            seconds=settings.gateway.session_hours * 3600,
+            longest=settings.gateway.session_max_days * 86_400,
+        )
         services = _services(app)
         app.state.services = services
         stack.push_async_callback(services.upstream.close)
@@ -204,7 +217,7 @@ async def _first_look(app: FastAPI) -> None:
         async with asyncio.timeout(_FIRST_LOOK_SECONDS):
             await app.state.keys.refresh()
             services: Services = app.state.services
-            services.replicas.update(*await replicas.heartbeats(app.state.redis), now=0.0)
+            await replicas.refresh(app.state.redis, services.replicas, now=0.0)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from core.policy_store import PolicyStore
 from core.records import ApiKey, Card
 from core.redis_client import Redis, redis_errors
 from core.settings import Settings
-from feedback import store
+from feedback import labeling, store
 from feedback.edge import OurErrors
 from serving.edge import errors
 
@@ -82,11 +82,20 @@ async def prove_feedback(request: Request, version: str, feedback_id: str) -> In
 
 
 async def _may_see(request: Request, feedback_id: str) -> None:
-    """As `GET /v1/feedback/{id}` has it: a tenant's own, and a labeler's own. Raises NotFound."""
+    """As `GET /v1/feedback/{id}` has it: a tenant's own, and a labeler's own. Raises NotFound.
+
+    A task is its whole tenant's: whoever labels there knows its name.
+    """
     key: ApiKey = request.state.key
     if "admin" in key.scopes:
         return
-    said = await store.get(request.app.state.redis, feedback_id)
+    try:
+        said = await store.get(request.app.state.redis, feedback_id)
+    except NotFound:
+        if {"feedback", "label"}.isdisjoint(key.scopes):
+            raise
+        await labeling.get_task(request.app.state.redis, feedback_id, tenant=key.tenant)
+        return
     if said.tenant != key.tenant or ("feedback" not in key.scopes and said.key_id != key.id):
         raise NotFound("no such feedback")
 

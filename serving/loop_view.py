@@ -15,8 +15,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
-from core import keys, loop, registry
+from core import canary, keys, loop, registry
 from core.auth import require
+from core.canary import Canary
 from core.redis_client import Redis, redis_errors
 from feedback.edge import OurErrors
 from serving.edge import errors
@@ -61,6 +62,8 @@ class Serving(BaseModel):
     barred: dict[str, str]
     """Why a version cannot be made live, by version."""
     replicas: list[ReplicaState]
+    canary: Canary | None
+    """The canary that is on, without the salt, which says who gets what."""
     counts: dict[str, int]
 
 
@@ -78,6 +81,7 @@ async def get_serving(request: Request) -> Serving:
         target = await registry.target(redis)
         since = await _since(redis, target)
         barred = await _barred(redis)
+        release = await canary.read(redis)
         before = [raw.decode() for raw in await redis.lrange(keys.target_history(), 0, -1)]
         counts = await redis.hgetall(keys.counts())
     _, heard = await heartbeats(redis)
@@ -97,6 +101,7 @@ async def get_serving(request: Request) -> Serving:
         previous=next((v for v in before if v != target and v not in barred), None),
         barred=barred,
         replicas=sorted(own, key=lambda replica: replica.name) + others,
+        canary=release.running and release.running.model_copy(update={"salt": ""}),
         counts={name.decode(): int(value) for name, value in counts.items()},
     )
 

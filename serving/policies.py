@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from core import loop, registry
+from core import canary, loop, registry
 from core.auth import require
-from core.records import STAGES, Card, Run
+from core.records import ALL_STAGES, STAGES, Card, Run
 from core.redis_client import Redis, redis_errors
 from feedback.edge import OurErrors
 from serving.edge import errors
@@ -20,8 +20,9 @@ from serving.edge import errors
 _COMMON = errors(400, 401, 403, 408, 413, 422, 429, 503)
 _MISSING = errors(404)
 _CONFLICT = errors(409)
-Stage = Literal["snapshot", "reward_model", "policy", "evaluate", "vote", "gate"]
-Why = Annotated[str, Field(max_length=2000)]
+Stage = Literal["snapshot", "sft", "reward_model", "policy", "evaluate", "vote", "gate"]
+Why = Annotated[str, Field(max_length=2000, pattern=r"\S")]
+"""Something, not only white space."""
 
 
 def _admin(request: Request) -> None:
@@ -51,10 +52,17 @@ class Change(Body):
     """The live version as the caller saw it; when it is another by now: 409."""
 
 
+class Promotion(Change):
+    """The same, for all users or for a share of them first."""
+
+    canary: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Of users who get the version until what they say decides; unset: all get it."""
+
+
 class RunRequest(Body):
     """Which stages to run; all of them unless said."""
 
-    stages: Annotated[list[Stage], Field(min_length=1, max_length=len(STAGES))] | None = None
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=len(ALL_STAGES))] | None = None
 
 
 class Policy(Card):
@@ -65,10 +73,20 @@ class Policy(Card):
     """Whether they are still there: without them it cannot be promoted any more."""
 
 
+class Probe(BaseModel):
+    """When a replica last proved that what it serves is this version."""
+
+    replica: str
+    at: str
+    """ISO 8601."""
+
+
 class PolicyHistory(Policy):
     """A card with everything that happened to its version since, oldest first."""
 
     history: list[dict[str, Any]]
+    probes: list[Probe]
+    """By replica, of replicas that are gone, too."""
 
 
 class Policies(BaseModel):
@@ -82,7 +100,8 @@ class Target(BaseModel):
     """The version that every replica is taking up now."""
 
     version: str
-    status: Literal["accepted"] = "accepted"
+    status: Literal["accepted", "canary"] = "accepted"
+    """`canary`: a share of users gets it, or all do and it may go back by itself."""
 
 
 class RunStarted(BaseModel):
@@ -120,7 +139,12 @@ async def get_policy(request: Request, version: str) -> PolicyHistory:
     with redis_errors():
         card, target = await registry.card(redis, version), await registry.target(redis)
         gone, history = await registry.collected(redis), await registry.history(redis, version)
-    return PolicyHistory(**_policy(card, target, gone).model_dump(), history=history)
+        probed = await registry.probes(redis, version, history)
+    return PolicyHistory(
+        **_policy(card, target, gone).model_dump(),
+        history=history,
+        probes=[Probe(replica=replica, at=at) for replica, at in probed.items()],
+    )
 
 
 @router.post("/policies/rollback", status_code=202, responses=_CONFLICT)
@@ -135,13 +159,17 @@ async def rollback(request: Request, change: Change) -> Target:
 
 
 @router.post("/policies/{version}/promote", status_code=202, responses=_MISSING | _CONFLICT)
-async def promote(request: Request, version: str, change: Change) -> Target:
+async def promote(request: Request, version: str, change: Promotion) -> Target:
     """Make a version live; one that the gate refused can still be promoted by hand."""
     redis: Redis = request.app.state.redis
+    who, why, expected = _who(request), change.why, change.expected or ""
     with redis_errors():
-        version = await registry.promote(
-            redis, version, who=_who(request), why=change.why, expected=change.expected or ""
-        )
+        if change.canary is not None:
+            await canary.start(
+                redis, version, share=change.canary, who=who, why=why, expected=expected
+            )
+            return Target(version=version, status="canary")
+        version = await registry.promote(redis, version, who=who, why=why, expected=expected)
     return Target(version=version)
 
 
@@ -155,7 +183,7 @@ async def get_loop(request: Request) -> dict[str, Any]:
 @router.post("/loop/runs", status_code=202, responses=_CONFLICT)
 async def start_run(request: Request, wanted: RunRequest) -> RunStarted:
     """Start learning now."""
-    stages = [stage for stage in STAGES if stage in (wanted.stages or STAGES)]
+    stages = [stage for stage in ALL_STAGES if stage in (wanted.stages or STAGES)]
     with redis_errors():
         run = await loop.request_run(
             request.app.state.redis, stages=stages, wanted_by=_who(request)

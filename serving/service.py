@@ -59,12 +59,14 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> Health:
     """The process lives."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready."}})
 async def readyz(request: Request, response: Response) -> Readiness:
     """Whether completions can be served; says what is missing."""

@@ -1,11 +1,13 @@
 -- Point every replica at a version; remember what was live before.
--- A canary that is on ends with that.
--- KEYS: policies, target, target-history, audit, quarantined, collected, canary
--- ARGV: version ('' for the one before), audit entry with %s for old and new, mode, expected target
--- Returns {status, version}: ok | unknown | quarantined | collected | none | same | moved
+-- A canary that is on ends with that; its evidence stays, what single people said goes.
+-- KEYS: policies, target, target-history, audit, quarantined, collected, canary, canary-units, fence
+-- ARGV: version ('' for the one before), audit entry, expected target ('' for any),
+--       fencing token ('' when a person asks)
+-- Returns {status, version}: ok | stale | unknown | quarantined | collected | none | same | moved
 local old = redis.call('GET', KEYS[2]) or ''
 local new = ARGV[1]
-if ARGV[4] ~= '' and ARGV[4] ~= old then
+if ARGV[4] ~= '' and redis.call('GET', KEYS[9]) ~= ARGV[4] then return {'stale', old} end
+if ARGV[3] ~= '' and ARGV[3] ~= old then
   return {'moved', old}
 end
 if new == '' then
@@ -30,6 +32,8 @@ if canary and canary.state == 'running' then
   canary.state = new == canary.candidate and 'promoted' or (back and 'rolled_back' or 'stopped')
   canary.why = cjson.decode(ARGV[2]).why or 'the live version was changed'
   canary.ended_at = tonumber(redis.call('TIME')[1])
+  canary.evidence = cjson.decode(redis.call('HGET', KEYS[8], 'evidence') or '{}')
   redis.call('SET', KEYS[7], cjson.encode(canary))
+  redis.call('DEL', KEYS[8])
 end
 return {'ok', new}

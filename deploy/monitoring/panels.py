@@ -160,6 +160,15 @@ _STORES = (
         "Completions that wait to be filtered and recorded.",
     ),
     Panel(
+        "Archive",
+        {
+            "completions": _gauge("instructloop_archive_completions"),
+            "bytes": _gauge("instructloop_archive_bytes"),
+        },
+        "short",
+        "Completions that have moved from Redis to Parquet, and what they take on disk.",
+    ),
+    Panel(
         "Completions not logged",
         {"{{reason}}": _rate("instructloop_logs_dropped_total", by="reason")},
         "short",

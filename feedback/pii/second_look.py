@@ -157,15 +157,20 @@ async def _feedback(record: Feedback, look: _Look) -> Feedback | None:
 
 
 async def _task(record: LabelingTask, look: _Look) -> LabelingTask | None:
-    read = await look.read([record.messages, [output.text for output in record.outputs]])
+    notes = [list(answer.notes.values()) for answer in record.answers]
+    read = await look.read([record.messages, [output.text for output in record.outputs], notes])
     if read is None:
         return None
-    messages, answers = read
+    messages, answers, notes = read
+    said = tuple(
+        answer.model_copy(update={"notes": dict(zip(answer.notes, texts, strict=True))})
+        for answer, texts in zip(record.answers, notes, strict=True)
+    )
     outputs = tuple(
         output.model_copy(update={"text": text})
         for output, text in zip(record.outputs, answers, strict=True)
     )
-    return record.model_copy(update={"messages": messages, "outputs": outputs})
+    return record.model_copy(update={"messages": messages, "outputs": outputs, "answers": said})
 
 
 def _edits_of_text(index: int, before: str, after: str) -> Edits:

@@ -73,7 +73,7 @@ async function show(data) {
 function drawVersion(card, serving) {
   const run = card?.data?.run;
   const curves = run ? page.curves.get(run) : {};
-  patch("version", [card, curves, serving.previous, serving.barred], () => versionPart({ card, curves, serving }, { promote, rollback }));
+  patch("version", [card, curves, serving.previous, serving.barred], () => versionPart({ card, curves, serving }, { promote, rollback, prove }));
 }
 
 /** Draw a part again if what it shows is not what it showed; the focus stays where it was. */
@@ -133,6 +133,16 @@ function rollback(card, previous) {
     text: `Every engine goes back from ${card.version} to ${previous}; requests go on meanwhile.`,
     path: "/v1/policies/rollback", expected: card.version, done: (version) => `${version} is going live again.`,
   });
+}
+
+/** Whether a version learned from a piece of feedback, in words. */
+async function prove(card, id) {
+  try {
+    const { index, count } = await json("GET", `/v1/policies/${card.version}/feedback/${encodeURIComponent(id)}`);
+    return `Yes: it is number ${index + 1} of the ${count} ids below the root.`;
+  } catch (error) {
+    return told(error);
+  }
 }
 
 async function startRound() {

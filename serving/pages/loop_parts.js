@@ -11,16 +11,23 @@ const number = (value) => Number(value ?? 0).toLocaleString("en");
 /** What is live, since when, on how many engines. */
 export function servingPart({ serving, loop }) {
   const { target, since, replicas, counts } = serving;
-  const current = replicas.filter((one) => one.version === target && one.state === "ready").length;
+  const split = serving.canary?.mode === "split" ? serving.canary.candidate : null;
+  const current = replicas.filter((one) => [target, split].includes(one.version) && one.state === "ready").length;
   return [
     h("div", { class: "row top" },
       h("div", {}, h("p", { class: "muted" }, "Serving"), h("p", { class: "big" }, target ?? replicas[0]?.version ?? "nothing yet"),
         h("p", { class: "muted" }, since ? `since ${when(Date.parse(since) / 1000)}` : null)),
       h("ul", { class: "replicas", "aria-label": "Engines" }, replicas.length ? replicas.map(replica) : h("li", { class: "muted" }, "No engine reports."))),
     replicas.length && current < replicas.length ? h("p", { class: "notice" }, `${current} of ${replicas.length} engines serve ${target}; the others are on their way.`) : null,
+    serving.canary ? h("p", { class: "notice" }, canaryText(serving.canary)) : null,
     h("dl", { class: "counts" }, Object.entries(COUNTS).map(([name, label]) => h("div", {}, h("dt", {}, label), h("dd", {}, number(counts[name]))))),
     h("p", { class: "muted" }, `${number(loop.new_comparisons)} comparisons are new since the last round that came to a verdict.`),
   ];
+}
+
+function canaryText({ mode, candidate, parent, share, started_at: began }) {
+  const who = mode === "split" ? `${(100 * share).toFixed(0)} % of users get ${candidate}, the others ${parent}` : `All users get ${candidate} in place of ${parent}`;
+  return `A canary is on since ${when(began)}: ${who}. What they say decides, or you do: making a version live ends it.`;
 }
 
 function replica({ name, version, state, detail }) {

@@ -129,6 +129,28 @@ async def test_a_redis_from_a_backup_is_given_back_what_it_lost(redis, keyring, 
     await compare(redis, read_lines(path))
 
 
+async def test_an_entry_in_the_middle_of_giving_back_does_not_make_it_forgotten(
+    redis, keyring, state_dir, path, monkeypatch
+):
+    await publish(redis, "v0000")
+    await mirror(redis, keyring, state_dir)
+    await redis.flushall()
+    await registry.record(redis, "loop paused")
+
+    async def overtaken(*given):
+        monkeypatch.setattr(audit_log, "script", script)
+        await registry.record(redis, "loop resumed")
+        return await script(*given)
+
+    script = audit_log.script
+    monkeypatch.setattr(audit_log, "script", overtaken)
+    assert await mirror(redis, keyring, state_dir) == 0
+    assert await mirror(redis, keyring, state_dir) == 2
+    actions = ["published", "loop paused", "loop resumed"]
+    assert [e["action"] for e in await registry.history(redis)] == actions
+    await compare(redis, read_lines(path))
+
+
 async def test_an_empty_redis_is_given_back_all_of_it(redis, keyring, state_dir, path):
     await live(redis)
     await mirror(redis, keyring, state_dir)

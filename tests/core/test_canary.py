@@ -37,6 +37,12 @@ async def start(redis, version="v0001", share=0.3, **options) -> Canary:
     return await canary.start(redis, version, share=share, who="test", why="to see", **options)
 
 
+async def end_by_hand(redis, how: str) -> str:
+    if how == "rollback":
+        return await registry.rollback(redis, who="ops", why="complaints")
+    return await registry.promote(redis, how, who="ops", why="good")
+
+
 async def actions(redis, version="v0001") -> list[str]:
     return [entry["action"] for entry in await registry.history(redis, version)]
 
@@ -239,3 +245,17 @@ async def test_weights_of_both_versions_stay_while_it_is_on(redis, registered):
     assert not await registry.collect(redis, "v0001")
     await canary.end(redis, begun, "rolled_back", who="c", why="worse")
     assert await registry.collect(redis, "v0001")
+
+
+@pytest.mark.parametrize("how", ["v0001", "v0002", "rollback"])
+async def test_what_single_people_said_goes_when_a_person_ends_the_canary(redis, registered, how):
+    await registry.promote(redis, "v0002", who="test", why="something to go back from")
+    await registry.promote(redis, "v0000", who="test", why="first again")
+    await start(redis)
+    said = {"unit:thumbs:live:ann": "0 1.0", "evidence": '{"worse": 3.5}'}
+    await redis.hset(keys.canary_units(), mapping=said)
+    await end_by_hand(redis, how)
+    over = (await canary.read(redis)).canary
+    assert over.state == ("promoted" if how == "v0001" else "stopped")
+    assert over.evidence == {"worse": 3.5}
+    assert not await redis.exists(keys.canary_units())

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from core.errors import Unavailable
@@ -71,3 +72,12 @@ async def test_with_redis_gone_all_are_told_and_once_it_is_back_all_goes_on(redi
         redis_server.start()  # the connection is closed, and nobody has noticed
         assert await take(batches, "after") == 7
         await batches.close()
+
+
+async def test_what_cannot_be_sent_leaves_nobody_waiting(batches):
+    bad = batches.script("lease", ["\ud800", "fence"], ["take", 60_000, ""])
+    behind = [take(batches, n) for n in range(300)]
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(bad, *behind, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {RedisConnectionError}
+    assert await take(batches, "next") == 1

@@ -1,10 +1,20 @@
 """The registry on a real Redis: publishing is fenced, the target moves and goes back."""
 
-import pytest
+import asyncio
+import json
+from contextlib import suppress
 
-from core import registry
-from core.errors import Conflict, LeaseLost, NotFound, Unprocessable
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import keys, registry
+from core.errors import Conflict, InstructLoopError, LeaseLost, NotFound, Unprocessable
 from core.records import Card
+from core.redis_client import connect
+
+VERSIONS = ["v0000", "v0001", "v0002", "v0003"]
+versions = st.sampled_from(VERSIONS)
 
 
 def card(version: str, parent: str | None = None) -> Card:
@@ -94,3 +104,69 @@ async def test_history_names_every_change_of_a_version(redis):
 
 async def test_version_numbers_count_up_from_zero(redis):
     assert [await registry.next_version(redis) for _ in range(3)] == ["v0000", "v0001", "v0002"]
+
+
+async def test_what_is_live_last_good_or_in_a_canary_is_never_collected(redis):
+    names = [f"v{number:04d}" for number in range(6)]
+    await publish(redis, *names)
+    for version in names[:4]:
+        await registry.promote(redis, version, who="test", why="better")
+    await registry.quarantine(redis, "v0002", why="NaN")
+    canary = {"state": "running", "candidate": "v0005", "parent": "v0003"}
+    await redis.set(keys.canary(), json.dumps(canary))
+    # v0003 is live, v0002 broken, so v0001 is what a roll back goes to
+    assert [v for v in names if await registry.collect(redis, v)] == ["v0000", "v0002", "v0004"]
+    await redis.set(keys.canary(), json.dumps(canary | {"state": "stopped"}))
+    assert await registry.collect(redis, "v0005")
+    assert await registry.rollback(redis, who="test", why="worse") == "v0001"
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["promote", "roll back", "quarantine", "collect"]), versions),
+        max_size=25,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_whatever_happens_one_can_always_go_back_as_the_registry_says(shared_redis, steps):
+    """The target is never collected, and a collection does not change where a roll back goes."""
+    asyncio.run(live_through(shared_redis.url, steps))
+
+
+async def live_through(url, steps):
+    async with connect(url) as client:
+        await client.flushall()
+        await publish(client, *VERSIONS)
+        await registry.promote(client, VERSIONS[0], who="test", why="first")
+        for action, version in steps:
+            before = await last_good(client)
+            with suppress(InstructLoopError):
+                await act_on(client, action, version)
+            gone, target = await registry.collected(client), await registry.target(client)
+            assert target not in gone
+            if action == "collect":
+                assert await last_good(client) == before
+            if action == "roll back" and before is not None:
+                assert target == before
+
+
+async def act_on(client, action, version):
+    match action:
+        case "promote":
+            await registry.promote(client, version, who="test", why="better")
+        case "roll back":
+            await registry.rollback(client, who="test", why="worse")
+        case "quarantine":
+            await registry.quarantine(client, version, why="NaN")
+        case "collect":
+            await registry.collect(client, version)
+
+
+async def last_good(client):
+    target = await registry.target(client)
+    barred = await registry.collected(client) | {
+        raw.decode() for raw in await client.hkeys(keys.quarantined())
+    }
+    raw = await client.lrange(keys.target_history(), 0, -1)
+    before = [version.decode() for version in raw]
+    return next((v for v in before if v != target and v not in barred), None)

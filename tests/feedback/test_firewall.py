@@ -1,8 +1,11 @@
 """Who is suspected: honest raters hardly ever, planted ones always; and what becomes of them."""
 
 from random import Random
+from statistics import median
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core import keys, registry
 from core.errors import NotFound
@@ -99,6 +102,29 @@ def test_where_all_raters_simply_agree_nobody_is_in_lockstep():
         for item in range(60)
     ]
     assert suspects(said, SETTINGS) == {}
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.integers(0, 6), st.integers(7, 9)).map(lambda p: (f"r{p[0]}", f"r{p[1]}")),
+        st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+        min_size=1,
+    )
+)
+def test_what_is_usual_is_the_median_of_the_pairs_without_these_two(rates):
+    usual = firewall._usual_without(rates)
+    for pair in rates:
+        rest = [rate for other, rate in rates.items() if not {*pair} & {*other}]
+        assert usual(pair) == (median(rest) if len(rest) >= 3 else None)
+
+
+def test_hundreds_of_raters_who_all_agree_do_not_hold_a_round_up():
+    verdicts = {
+        f"r{ring}-{n}": {(ring, item): 1 for item in range(20)}
+        for ring in range(6)
+        for n in range(50)
+    }  # 7,350 pairs, each of which is compared with the others
+    assert firewall.lockstep_raters(verdicts, least=20) == set()
 
 
 def test_a_burst_is_what_lies_within_its_five_minutes():

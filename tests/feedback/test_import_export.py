@@ -1,4 +1,5 @@
 import json
+import os
 import time
 
 import pyarrow.parquet as parquet
@@ -291,3 +292,18 @@ def test_conversations_that_answer_different_prompts_are_no_comparison():
     other = [{"role": "user", "content": "Something else?"}, said]
     with pytest.raises(ValueError, match="different prompts"):
         parse("comparisons", {"chosen": [*ASKED, said], "rejected": other})
+
+
+def test_an_export_is_for_its_owner_and_follows_no_link_that_others_planted(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("untouched")
+    path = tmp_path / "out.jsonl"
+    path.symlink_to(mine)
+    (tmp_path / f".{path.name}.{os.getpid()}.partial").symlink_to(mine)
+    for form in FORMATS:
+        count = write_export(
+            [], path, what="prompts", form=form, force=True, progress=lambda _: None
+        )
+        assert (count, path.is_symlink(), path.stat().st_mode & 0o777) == (0, False, 0o600)
+    assert mine.read_text() == "untouched"
+    assert len(list(tmp_path.iterdir())) == 3

@@ -292,3 +292,24 @@ async def test_with_one_replica_it_is_live_and_watched(redis):
     await replicas(redis, 1)
     assert "watched" in await begin(redis)
     assert await registry.target(redis) == "v0001"
+
+
+@pytest.mark.parametrize("another", [True, False])
+async def test_a_look_that_was_overtaken_leaves_nothing_to_the_next_canary(
+    redis, settings, split, monkeypatch, another
+):
+    for number in range(10):
+        await says(redis, f"user {number}", "v0000", "up")
+
+    async def ended_meanwhile(*given):
+        await canary.stop(redis, who="ops", why="enough")
+        if another:
+            await canary.start(redis, "v0001", share=0.5, who="ops", why="again")
+        return await words(*given)
+
+    words = canary_watch._words
+    monkeypatch.setattr(canary_watch, "_words", ended_meanwhile)
+    await look_again(redis, without_end(settings))
+    assert await redis.hgetall(keys.canary_units()) == {}
+    over = (await canary.read(redis)).canary
+    assert over.state == ("running" if another else "stopped")

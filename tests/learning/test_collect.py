@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from core import keys, registry
 from core.errors import Conflict, LeaseLost
 from core.keyring import Keyring
+from core.policy_store import PolicyStore
 from core.records import Card, Replica, Run
 from core.settings import RetentionSettings, Settings
 from learning import collect as collecting
@@ -63,6 +64,7 @@ def facts(count: int, **changes) -> Facts:
         history=[f"v{n:04d}" for n in reversed(range(count))],
         unusable=frozenset(),
         served=frozenset(),
+        canary=frozenset(),
         runs=[run(n) for n in reversed(numbers)],
         sources={f"r{n}": Sources(f"r{n}", f"r{n}", f"r{n}") for n in numbers},
         outputs=frozenset((f"r{n}", s) for n in numbers for s in ("reward_model", "policy")),
@@ -142,23 +144,39 @@ def test_nothing_goes_while_there_is_little():
     runs=st.integers(1, 4),
     served=st.sets(st.integers(0, 12), max_size=2),
     target=st.integers(0, 12),
+    broken=st.sets(st.integers(1, 12), max_size=4),
+    canary=st.sets(st.integers(0, 12), max_size=2),
+    pinned=st.sets(st.integers(0, 12), max_size=2),
+    shuffled=st.randoms(),
 )
 def test_more_room_never_keeps_less_and_what_is_in_use_always_stays(
-    count, versions, runs, served, target
+    count, versions, runs, served, target, broken, canary, pinned, shuffled
 ):
+    def names(some):
+        return frozenset(f"v{n:04d}" for n in some if n <= count)
+
+    before = [f"v{n:04d}" for n in range(count + 1)]
+    shuffled.shuffle(before)
     known = facts(
         count,
-        served=frozenset(f"v{n:04d}" for n in served if n <= count),
+        served=names(served),
         target=f"v{min(target, count):04d}",
+        history=before,
+        unusable=names(broken),
+        canary=names(canary),
     )
-    less, more = decide(known, keep(versions, runs)), decide(known, keep(versions + 1, runs + 1))
+    pins = tuple(names(pinned))
+    last_good = [v for v in before if v != known.target and v not in known.unusable][:1]
+    less = decide(known, keep(versions, runs, pins))
+    more = decide(known, keep(versions + 1, runs + 1, pins))
     assert less.versions <= more.versions
     assert less.runs <= more.runs
     assert less.reward_models <= more.reward_models
-    assert {known.target, "v0000", *known.served} <= less.versions
+    needed = {known.target, "v0000", *last_good, *pins, *known.canary, *known.served}
+    assert needed <= less.versions
     named = {c.reward_model for c in known.cards if c.version in less.versions and c.reward_model}
     assert named <= less.reward_models
-    assert len(less.versions) <= 1 + 1 + versions + len(known.served) + 2 * len(less.runs)
+    assert len(less.versions) <= len(needed) + versions + 2 * len(less.runs)
 
 
 # --- on the disk ----------------------------------------------------------------------------
@@ -330,3 +348,25 @@ async def test_a_worker_that_lost_its_lease_removes_nothing_more(work):
     assert "model.safetensors" in names(work.folders.policy("v0003"))
     await collect(work, Held())
     await check_collected(work)
+
+
+async def test_what_is_kept_for_other_machines_goes_too_and_what_nobody_registered(work, tmp_path):
+    work = replace(
+        work, settings=work.settings.model_copy(update={"policies_url": str(tmp_path / "kept")})
+    )
+    store = PolicyStore(work.folders.policies, work.settings.policies_url)
+    for version in ("v0002", "v0009"):
+        prefix = store.put(version, token=3)
+        await work.redis.hset(keys.policy_prefixes(), version, prefix)
+    store.put("v0002", token=2)  # its worker was stopped before the registry knew of it
+    store.put("v0009", token=50)  # is being written now
+    lease = Held()
+    lease.token = 9
+    await collect(work, lease)
+    assert store.prefixes() == ["v0002-3", "v0009-3", "v0009-50"]
+    assert names(tmp_path / "kept" / "v0002-3") == {"card.json"}
+    assert names(tmp_path / "kept" / "v0009-3") == {
+        "card.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from core import keys, registry
+from core import keys, lineage, registry
 from core import lease as lease_record
-from core.errors import LeaseLost, StartError
+from core.errors import CorruptVersion, LeaseLost, StartError
 from core.versions import verify, verify_signature, weights_sha256
 from learning import publish as publishing
 from learning.folders import Folders
 from learning.lease_keeper import leased
 from learning.publish import (
     keep_reward_model,
+    place_version,
     promote_once,
     publish_base,
     publish_candidate,
@@ -201,22 +202,39 @@ async def two_versions(redis, shared_redis, settings, keyring, folders, base, st
     await publish(redis, shared_redis.url, keyring, folders, model, "v0001")
 
 
+async def promoted(redis, version: str, *, parent: str) -> str | None:
+    token = await registry.acquire_fence(redis)
+    return await promote_once(redis, version, parent=parent, why="better", fencing_token=token)
+
+
 async def test_promoting_twice_is_promoting_once(
     redis, shared_redis, settings, keyring, folders, base, state_dir
 ):
     await two_versions(redis, shared_redis, settings, keyring, folders, base, state_dir)
     for _ in range(2):
-        assert await promote_once(redis, "v0001", parent="v0000", why="better") is None
+        assert await promoted(redis, "v0001", parent="v0000") is None
     assert await redis.lrange(keys.target_history(), 0, -1) == [b"v0000"]
+
+
+async def test_a_worker_that_was_overtaken_promotes_nothing(
+    redis, shared_redis, settings, keyring, folders, base, state_dir
+):
+    await two_versions(redis, shared_redis, settings, keyring, folders, base, state_dir)
+    stale = await registry.acquire_fence(redis)
+    await registry.acquire_fence(redis)
+    with pytest.raises(LeaseLost):
+        await promote_once(redis, "v0001", parent="v0000", why="better", fencing_token=stale)
+    assert await registry.target(redis) == "v0000"
+    assert await redis.llen(keys.target_history()) == 0
 
 
 async def test_a_version_that_was_rolled_back_by_hand_is_not_promoted_again(
     redis, shared_redis, settings, keyring, folders, base, state_dir
 ):
     await two_versions(redis, shared_redis, settings, keyring, folders, base, state_dir)
-    await promote_once(redis, "v0001", parent="v0000", why="better")
+    await promoted(redis, "v0001", parent="v0000")
     await registry.rollback(redis, who="ops", why="complaints")
-    obstacle = await promote_once(redis, "v0001", parent="v0000", why="better")
+    obstacle = await promoted(redis, "v0001", parent="v0000")
     assert "rolled back" in obstacle
     assert await registry.target(redis) == "v0000"
 
@@ -229,7 +247,7 @@ async def test_a_live_version_that_changed_meanwhile_is_not_replaced(
     await registry.rollback(redis, who="ops", why="no")
     model = model_folder(state_dir / "third", seed=2)
     await publish(redis, shared_redis.url, keyring, folders, model, "v0002")
-    obstacle = await promote_once(redis, "v0002", parent="v0001", why="better")
+    obstacle = await promoted(redis, "v0002", parent="v0001")
     assert obstacle == "v0001 is not the live version any more, so it was not replaced"
     assert await registry.target(redis) == "v0000"
 
@@ -267,3 +285,28 @@ async def test_the_card_on_disk_is_the_registered_one_and_bears_a_valid_signatur
     on_disk = json.loads((folders.policy("v0000") / "card.json").read_text())
     assert on_disk == json.loads(card.model_dump_json())
     verify_signature(card, keyring.public_key())
+
+
+async def test_a_version_carries_the_list_of_what_it_learned_from(redis, keyring, folders, base):
+    trained_on = {"fb-2": "rating", "fb-1": "ranking"}
+    wanted = fields("v0001")
+    wanted["data"] |= lineage.card_data(trained_on)
+    made = place_version(
+        folders, keyring, model=base, fields=wanted, owner=1, trained_on=trained_on
+    )
+    folder = folders.policy("v0001")
+    assert lineage.read_ids(folder, made) == ["fb-1", "fb-2"]
+    assert (folder / lineage.FILE).read_text() == "fb-1\nfb-2\n"
+    verify(folder, made, like=None, public_key=keyring.public_key())
+    (folder / lineage.FILE).unlink()  # what serves needs no list
+    verify(folder, made, like=None, public_key=keyring.public_key())
+    copied = place_version(folders, keyring, model=folder, fields=fields("v0002"), owner=1)
+    assert copied.weights_sha256 == made.weights_sha256
+
+
+def test_a_list_that_is_not_the_one_in_the_card_publishes_nothing(keyring, folders, base):
+    wanted = fields("v0001")
+    wanted["data"] |= lineage.card_data({"fb-1": "rating"})
+    with pytest.raises(CorruptVersion):
+        place_version(folders, keyring, model=base, fields=wanted, owner=1, trained_on=["fb-2"])
+    assert not folders.policy("v0001").exists()

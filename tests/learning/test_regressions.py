@@ -101,6 +101,9 @@ def test_a_line_that_is_no_item_is_refused_with_its_number(tmp_path, line, said)
 def test_a_suite_that_is_missing_empty_or_named_twice_is_refused(tmp_path):
     with pytest.raises(Unprocessable, match="cannot be read"):
         read_suite(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é", "expected": "b"}'.encode("latin-1"))
+    with pytest.raises(Unprocessable, match="latin.jsonl cannot be read"):
+        read_suite(tmp_path / "latin.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(Unprocessable, match="is empty"):
         read_suite(tmp_path / "empty.jsonl")

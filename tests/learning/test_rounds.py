@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from core.errors import Unprocessable
-from core.records import STAGES, Run
+from core.records import SFT_STAGES, STAGES, Run
 from learning.rounds import (
     RETRY_DELAYS,
     Facts,
@@ -67,6 +67,7 @@ def test_choices_of_the_command_line_become_stages_in_order():
     assert stages_named("all") == STAGES
     assert stages_named("reward-model") == ("snapshot", "reward_model")
     assert stages_named("policy") == ("policy",)
+    assert stages_named("sft") == SFT_STAGES == stages_for(["sft", "snapshot", "gate"])
     assert stages_named("evaluate") == ("evaluate", "vote", "gate")
     assert stages_for(["evaluate", "policy"]) == ("policy", "evaluate", "vote", "gate")
     assert stages_for(["gate", "reward_model", "policy"]) == STAGES
@@ -75,7 +76,7 @@ def test_choices_of_the_command_line_become_stages_in_order():
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["sft"], "not in this release"),
+        (["sft", "policy"], "not from both"),
         (["poetry"], "no stage 'poetry'"),
         ([], "at least one"),
         (["snapshot", "policy"], "no gaps"),

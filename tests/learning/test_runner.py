@@ -17,10 +17,13 @@ import pytest
 
 from core import keys, lease, loop, registry
 from core.keyring import Keyring
-from core.records import STAGES
+from core.lineage import read_ids
+from core.records import SFT_STAGES, STAGES
 from core.redis_client import connect
 from core.settings import RetentionSettings
+from core.versions import weights_sha256
 from learning import judging
+from learning.labeling_worth import read_disagreement
 from learning.publish import reward_model_cards
 from learning.runner import advance, run_inline
 from learning.work import Work
@@ -77,7 +80,9 @@ async def advance_until_killed(rig, redis, fate):
 @pytest.fixture
 async def rig(state_dir, shared_redis, redis):
     rig = Rig(state_dir, shared_redis, learning=dict(QUICK))
-    rig.script(**{stage: {"seconds": 0.02} for stage in ("reward_model", "policy", "evaluate")})
+    rig.script(
+        **{stage: {"seconds": 0.02} for stage in ("sft", "reward_model", "policy", "evaluate")}
+    )
     await furnish(rig, redis)
     return rig
 
@@ -120,10 +125,17 @@ async def test_a_round_ends_promoted_and_later_rounds_start_from_it(rig, redis):
     assert told["parent"] == str(rig.folders.policy("v0001"))
     card = await registry.card(redis, "v0002")
     assert (card.parent, card.anchor, card.reward_model) == ("v0001", "v0000", "rm0002")
-    assert card.figures["win_rate_vs_sft"] is None
+    over_anchor = card.figures["win_rate_vs_sft"]
+    assert (over_anchor["judge"], over_anchor["value"]) == ("reward model", 0.875)
+    assert "to the first policy in 87.5%" in second.reason
+    assert (card.figures["retention"], card.figures["over_optimised"]) == ("kept", False)
+    assert [one["suite"] for one in card.figures["regressions"]] == ["basics"]
+    told = json.loads((rig.folders.stage(second.id, "evaluate") / "stage.json").read_text())
+    assert (told["attempt"], told["gate"]["min_users"]) == (1, 5)
     told = json.loads((rig.folders.stage(second.id, "reward_model") / "stage.json").read_text())
     assert told["anchor"] == str(rig.folders.policy("v0000"))
-    assert not list(rig.folders.run(second.id).glob("*/checkpoint"))
+    assert not list(rig.folders.run(second.id).glob("*/checkpoint*"))
+    assert await read_disagreement(redis, ["somebody-asked"]) == {"somebody-asked": 0.125}
 
 
 async def test_a_gate_cut_short_at_any_command_still_ends_in_one_promoted_version(rig, redis):
@@ -196,6 +208,37 @@ async def test_parts_of_a_round_build_on_what_earlier_runs_made(rig, redis):
     assert (judged.outcome, judged.version) == ("promoted", "v0001")
     card = await registry.card(redis, "v0001")
     assert (card.reward_model, card.data["snapshot"]) == ("rm0001", learned.id)
+
+
+async def test_fine_tuning_gives_a_version_and_an_anchor_that_ppo_can_start_from(rig, redis):
+    early = await finish(rig, redis, await request(redis, *SFT_STAGES))
+    assert early.outcome == "failed"
+    assert "train --stage reward-model" in early.reason
+    await finish(rig, redis, await request(redis, "snapshot", "reward_model"))
+    tuned = await finish(rig, redis, await request(redis, *SFT_STAGES))
+    assert (tuned.outcome, tuned.version) == ("promoted", "v0001"), tuned.reason
+    card = await registry.card(redis, "v0001")
+    assert (card.kind, card.anchor, card.reward_model) == ("sft", "v0000", "rm0001")
+    assert card.algorithm["sft"]["epochs"] == 4
+    assert "policy" not in card.algorithm
+    anchor = rig.folders.anchor("v0001")
+    assert card.data["anchor_sha256"] == weights_sha256(anchor)
+
+    rig.learning["anchor"] = "v0001"
+    learned = await finish(rig, redis, await request(redis))
+    assert (learned.outcome, learned.version) == ("promoted", "v0002"), learned.reason
+    told = json.loads((rig.folders.stage(learned.id, "policy") / "stage.json").read_text())
+    assert told["anchor"] == told["parent"] == str(anchor)
+    told = json.loads((rig.folders.stage(learned.id, "evaluate") / "stage.json").read_text())
+    assert told["parent"] == str(rig.folders.policy("v0001"))
+    again = await finish(rig, redis, await request(redis))
+    told = json.loads((rig.folders.stage(again.id, "policy") / "stage.json").read_text())
+    assert told["parent"] == str(rig.folders.policy("v0002"))
+
+    rig.learning["anchor"] = "v0002"
+    wrong = await finish(rig, redis, await request(redis))
+    assert wrong.outcome == "failed"
+    assert "learning.anchor" in wrong.reason
 
 
 async def test_when_a_round_ends_old_weights_and_outputs_go_but_for_what_later_rounds_need(
@@ -275,10 +318,14 @@ async def test_feedback_that_trained_says_which_version_came_of_it(rig, redis, m
     async def mark_used(_redis, ids, version):
         marked.extend((feedback_id, version) for feedback_id in ids)
 
-    monkeypatch.setattr(judging, "feedback_trained_on", lambda _snapshot: ["f1", "f2"])
+    trained_on = {"f1": "ranking", "f2": "rating"}
+    monkeypatch.setattr(judging, "feedback_trained_on", lambda _snapshot: trained_on)
     monkeypatch.setattr(judging.store, "mark_used", mark_used)
     await finish(rig, redis, await request(redis))
     assert marked == [("f1", "v0001"), ("f2", "v0001")]
+    card = await registry.card(redis, "v0001")
+    assert card.data["feedback_kinds"] == {"ranking": 1, "rating": 1}
+    assert read_ids(rig.folders.policy("v0001"), card) == ["f1", "f2"]
 
 
 async def test_two_workers_at_once_do_one_step_between_them(rig, redis):

@@ -1,21 +1,23 @@
 """The stock of labeling tasks, on a real Redis, with an engine's HTTP spoken by a small server."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from aiohttp import web
 
 from core import keys
 from core.auth import create_key
-from core.records import Feedback, Output, Replica
+from core.records import Answer, Feedback, Output, Replica
 from core.settings import Settings
 from feedback import labeling, store
 from feedback.labeling_supply import RUN
 from learning.folders import Folders
+from learning.labeling_stock import missing
 from learning.sampling_tasks import PRIORITY, fill_stock, sampling_due
 from learning.work import Work
 from tests.feedback.factory import EmailFilter, completion
+from tests.feedback.test_labeling import task as ranking_task
 
 
 @dataclass
@@ -85,8 +87,27 @@ async def test_tasks_are_due_only_while_somebody_labels_and_the_stock_is_low(red
     await redis.set(keys.learning_lease(), "1", px=5000)
     assert not await sampling_due(redis, work.settings)  # a stage computes
     await redis.delete(keys.learning_lease())
-    await redis.zadd(keys.labeling_open("training"), {"a": 0, "b": 0})
+    await labeling.open_tasks(redis, [ranking_task("a", tenant="t"), ranking_task("b", tenant="t")])
     assert not await sampling_due(redis, work.settings)
+
+
+async def test_what_one_rater_is_done_with_and_others_leave_does_not_end_the_supply(redis, work):
+    await create_key(redis, name="rater", tenant="t", scopes=("label",))
+    waits = [ranking_task(name, tenant="t") for name in "ab"]
+    await labeling.open_tasks(redis, waits)
+    assert not await sampling_due(redis, work.settings)
+    for one in waits:
+        leased = await labeling.next_task(
+            redis, tenant="t", rater="r1", heldout=False, settings=work.settings.feedback
+        )
+        skip = Answer(rater="r1", heldout_rater=False, ranking=(), answered_at=1.0)
+        await labeling.skip_task(redis, task_id=leased.id, tenant="t", skip=skip, reply="{}")
+        assert await missing(redis, work.settings) == {"t": 1 + (one is waits[1])}
+    assert await sampling_due(redis, work.settings)  # they wait for another rater, nobody for them
+    await labeling.open_tasks(redis, [ranking_task(name, tenant="t") for name in "cd"])
+    assert not await sampling_due(redis, work.settings)
+    await create_key(redis, name="rater", tenant="other", scopes=("label",))
+    assert await missing(redis, work.settings) == {"other": 2}
 
 
 async def test_the_best_unranked_prompts_become_tasks_of_filtered_different_answers(
@@ -147,6 +168,20 @@ async def test_without_enough_good_answers_there_is_no_task(redis, work, engine,
     assert await fill_stock(work, EmailFilter(fail)) == 0
     assert await labeling.tasks_of(redis, RUN) == []
     assert len(engine.asked) == 3
+
+
+async def test_prompts_that_make_no_task_do_not_stand_before_those_that_do(redis, work, engine):
+    await create_key(redis, name="rater", tenant="t", scopes=("label",))
+    for token in "abcdef":  # the engine is asked about four prompts at a time
+        await log(redis, token * 52, f"Say {token}.", answers=("Elbe",))
+    work = replace(work, settings=Settings(feedback={"tasks_open": 9}))
+    engine.same = True
+    assert await fill_stock(work, EmailFilter()) == 0
+    engine.same = False
+    await redis.delete(keys.labeling_sampling())
+    assert await fill_stock(work, EmailFilter()) == 2
+    asked = [body["messages"][0]["content"] for *_, body in engine.asked]
+    assert len(set(asked)) == len(asked) / 3 == 6
 
 
 async def test_two_workers_do_not_sample_at_once(redis, work, engine):

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from core import keys, lease, loop
+from core import audit_log, keys, lease, loop
 from core.settings import Settings
+from deploy.up import without_rounds
 from feedback import quarantine
 from learning.ticking import due_tasks
 
@@ -100,3 +101,25 @@ async def test_the_interval_counts_from_the_loops_first_tick(redis, settings):
     await redis.hset(keys.loop(), "last_round", first - settings.learning.interval_seconds)
     await due_tasks(redis, settings)
     assert await current(redis) == "the loop: on schedule, with 3 new comparisons"
+
+
+async def test_a_tick_copies_the_audit_log_and_a_broken_one_stops_nothing(
+    redis, settings, state_dir, caplog
+):
+    await loop.pause(redis)
+    await due_tasks(redis, settings)
+    path = state_dir / audit_log.FILE
+    assert [line.entry["action"] for line in audit_log.read_lines(path)] == ["loop paused"]
+    path.write_text("somebody wrote here\n")
+    await redis.sadd(keys.feedback_text(), "f1")
+    assert await due_tasks(redis, settings) == ["ingest"]
+    assert "the last line of audit.jsonl is not one of ours" in caplog.text
+
+
+async def test_without_learning_the_log_is_kept_and_no_round_starts(redis, settings):
+    await redis.set(keys.target(), "v0000")
+    await redis.hset(keys.counts(), "comparisons", 10)
+    await redis.xadd(keys.inbox(), {"sealed": b"x"})
+    assert await due_tasks(redis, without_rounds(settings)) == ["ingest"]
+    assert await current(redis) is None
+    assert await due_tasks(redis, settings) == ["ingest", "run_stage"]

@@ -29,6 +29,8 @@ ROUTES = {
     "/v1/labeling/next": {"get"},
     "/v1/policies": {"get"},
     "/v1/policies/{version}": {"get"},
+    "/v1/policies/{version}/feedback": {"get"},
+    "/v1/policies/{version}/feedback/{feedback_id}": {"get"},
     "/v1/policies/{version}/promote": {"post"},
     "/v1/policies/rollback": {"post"},
     "/v1/loop": {"get"},

@@ -38,6 +38,8 @@ async def test_a_canary_begins_shows_itself_and_is_stopped(admin, redis, two_rep
     assert (shown["mode"], shown["state"], shown["why"]) == ("split", "running", "to see")
     assert shown["evidence"] == {"worse": 3.5}
     assert "salt" not in shown
+    _, page = await ask(admin, "GET", "/v1/loop/serving")
+    assert (page["canary"]["candidate"], page["canary"]["salt"]) == ("v0001", "")
     status, said = await ask(admin, "POST", "/v1/policies/canary/stop", {"why": "enough"})
     assert (status, said["version"]) == (202, "v0000")
     _, said = await ask(admin, "GET", "/v1/policies/canary")

@@ -29,6 +29,14 @@ async def test_only_health_and_readiness_are_open(gateway):
             assert (await response.json())["error"]["type"] == "authentication_error"
 
 
+async def test_head_is_answered_like_get_without_a_body(gateway):
+    for path in ("/healthz", "/readyz"):
+        async with gateway.http.head(gateway.url + path) as response:
+            assert (response.status, await response.read()) == (200, b"")
+            assert int(response.headers["Content-Length"]) > 0
+            assert response.headers["Content-Type"] == "application/json"
+
+
 async def test_a_key_is_taken_as_bearer_token_or_as_x_api_key(gateway):
     secret = gateway.secret
     assert await status_of(gateway, authorization=f"Bearer {secret}") == 200

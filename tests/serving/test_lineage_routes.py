@@ -5,7 +5,7 @@ import pytest
 from core import keys, lineage, registry
 from core.auth import create_key
 from core.lineage import Inclusion, is_proven
-from core.records import Feedback
+from core.records import Feedback, LabelingTask
 from tests.serving.conftest import running_gateway
 from tests.serving.test_policies import ask, card
 
@@ -86,6 +86,25 @@ async def test_a_word_is_proven_to_its_tenant_and_the_list_to_admins_only(asked,
     assert await statuses() == [200, 404, 200, 403]
     asked.secret = label_secret
     assert await statuses() == [404, 404, 200, 403]
+
+
+@pytest.mark.parametrize("scope", ["feedback", "label"])
+async def test_an_answer_to_a_task_is_proven_to_those_of_the_tasks_tenant(asked, redis, scope):
+    task = LabelingTask(
+        id="task-1",
+        tenant="ops",
+        mode="training",
+        run_id="",
+        user="u",
+        messages={"prompt": "why?"},
+        outputs=(),
+        created_at=0.0,
+    )
+    await redis.set(keys.labeling_task(task.id), task.model_dump_json())
+    path = "/v1/policies/v0001/feedback/task-1"
+    for tenant, has, expected in (("ops", scope, 200), ("x", scope, 404), ("ops", "complete", 404)):
+        _, asked.secret = await create_key(redis, name="k", tenant=tenant, scopes=[has])
+        assert (await ask(asked, "GET", path))[0] == expected
 
 
 async def test_a_version_says_which_replica_was_probed_when(asked, redis):

@@ -17,7 +17,7 @@ from tests.conftest import eventually
 from tests.serving.fault_engine import Fault
 from tests.serving.swap_rig import Rig, broken_swaps, swap_rig
 
-ROUNDS, SEED = 60, 3
+ROUNDS, SEED = 24, 3
 
 
 @pytest.fixture

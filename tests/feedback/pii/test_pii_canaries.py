@@ -1,4 +1,4 @@
-"""Ten thousand planted items go the real way, and none is in any store, log, metric or snapshot.
+"""Ten thousand planted items go the real way; none is in any store, log, metric, export, snapshot.
 
 Prompts with system and tool messages and tool calls, answers in streams that cut items in pieces,
 metadata, comments, demonstrations and labeling notes go in over HTTP; the mass of prompts is put
@@ -7,6 +7,8 @@ into the inbox as the gateway does it. The client's own reply is what the engine
 
 import json
 import logging
+import time
+from typing import get_args
 
 import orjson
 import pytest
@@ -18,6 +20,10 @@ from core.records import Completion
 from core.redis_client import connect
 from core.settings import LogSettings, Settings
 from feedback import labeling, store
+from feedback.compaction import compact
+from feedback.export import What, read_rows
+from feedback.export_files import write_export
+from feedback.export_shapes import FORMATS
 from feedback.ingest import ingest_batch
 from feedback.pii.worker import PiiWorker
 from feedback.snapshot import write_snapshot
@@ -29,6 +35,7 @@ from tests.serving.conftest import announce, running_gateway
 from tests.serving.engine_double import EngineDouble
 
 TOTAL, OVER_HTTP, PER_PROMPT = 10_000, 900, 25
+WHATS = get_args(What)
 SEPARATORS = (" | ", "\n", ", then ", "; ", " and ")
 
 
@@ -169,12 +176,38 @@ async def test_no_planted_item_is_anywhere(redis_server, caplog, capfd) -> None:
                 metrics_text = await reply.text()
         await write_snapshot(redis, keyring, settings, settings.state_dir / "snapshot")
         await check_that_all_is_there(redis, len(ids))
+        await move_most_to_the_archive(redis, settings)
+        await export_all(redis, keyring, settings)
         stores = await everything(
             redis, settings.state_dir, caplog.text, metrics_text, *capfd.readouterr()
         )
     assert any(b"completion" in stores[name] for name in stores if ".aof" in name)
     assert any(name.endswith("prompts.parquet rows") for name in stores)
+    assert any(name.startswith("archive/") and name.endswith(" rows") for name in stores)
+    exports = {name: stores[name] for name in stores if name.startswith("exports/")}
+    assert len(exports) == len(WHATS) * len(FORMATS) + len(WHATS)  # Parquet also as rows
+    for what in ("demonstrations", "prompts", "ratings"):
+        assert exports[f"exports/{what}-jsonl.jsonl"].count(b"<") > 5
     assert left(source.probes, stores) == {}
+
+
+async def export_all(redis, keyring, settings) -> None:
+    """Everything that can leave, in each format, into the folder that is searched."""
+    (settings.state_dir / "exports").mkdir()
+    for what in WHATS:
+        rows = list(
+            await read_rows(redis, keyring, settings, what=what, tenant=None, now=time.time())
+        )
+        assert rows
+        for form in FORMATS:
+            path = settings.state_dir / "exports" / f"{what}-{form}.{form}"
+            write_export(rows, path, what=what, form=form, force=False, progress=lambda _: None)
+
+
+async def move_most_to_the_archive(redis, settings) -> None:
+    """All but a few records are in Parquet files after this; the others stay in Redis."""
+    few = settings.model_copy(update={"log": settings.log.model_copy(update={"keep_in_redis": 50})})
+    assert await compact(redis, few, now=time.time(), least=1) > 300
 
 
 async def check_that_all_is_there(redis, num_http: int) -> None:

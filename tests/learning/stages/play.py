@@ -23,12 +23,21 @@ STEPS = 10
 
 def reward_model(stage: Stage) -> dict:
     write_model(stage, seed=1)
+    said = {"prompt_id": "somebody-asked", "disagreement": 0.125}
+    (stage.partial / "disagreement.jsonl").write_text(json.dumps(said) + "\n")
     return {"accuracy": {"validation": 0.75, "train": 0.8}, "pairs": 40, "gain": 1.5, "bias": -0.1}
+
+
+def sft(stage: Stage) -> dict:
+    assert (stage.path("reward_model") / "config.json").exists()
+    write_model(stage, seed=3)
+    write_model(stage, seed=4, name="anchor")
+    return {"sft": {"steps": 12}, "anchor": {"steps": 4}, "chosen_by": "reward model"}
 
 
 def policy(stage: Stage) -> dict:
     assert (stage.path("reward_model") / "config.json").exists()
-    assert (stage.path("parent") / "card.json").exists()
+    assert (stage.path("parent") / "config.json").exists()
     write_model(stage, seed=2)
     return {"reward": 0.4, "kl_to_anchor": 1.5, "ptx_coef": 2.5, "iterations": [1, 2]}
 
@@ -41,11 +50,19 @@ def evaluate(stage: Stage) -> dict:
         "kl_to_anchor": 2.0,
         "kl_per_token": 0.05,
         "pretraining_loss_change": 0.01,
+        "pretraining_loss_share": 0.004,
         "length_change": 0.1,
         "broken_share": 0.0,
         "best_of_8": 0.9,
+        "regressions": [suite()],
         "engine_checksums": {"layer.weight": "abc"},
     }
+
+
+def suite() -> dict:
+    """As learning/regressions.py has it."""
+    shares = {"parent": 0.9, "candidate": 0.85, "change": -0.05, "low": -0.15, "p_value": 0.5}
+    return {"suite": "basics", "items": 20, **shares}
 
 
 def answers(stage: Stage) -> list[dict]:
@@ -57,12 +74,18 @@ def answers(stage: Stage) -> list[dict]:
             "messages": json.dumps([{"role": "user", "content": "hello"}]),
             "outputs": [
                 output(number, who, n, better=who == "candidate" and number % 5 > 0)
-                for who in ("candidate", "parent")
+                for who in policies(stage)
                 for n in range(2)
             ],
         }
         for number, prompt in enumerate(prompts)
     ]
+
+
+def policies(stage: Stage) -> tuple[str, ...]:
+    """Who answers: the anchor too, where it is not the parent."""
+    both = ("candidate", "parent")
+    return both if stage.inputs["anchor"] == stage.inputs["parent"] else (*both, "anchor")
 
 
 def output(number: int, who: str, n: int, *, better: bool) -> dict:
@@ -77,8 +100,8 @@ def output(number: int, who: str, n: int, *, better: bool) -> dict:
     }
 
 
-def write_model(stage: Stage, *, seed: int) -> None:
-    folder = stage.partial / "model"
+def write_model(stage: Stage, *, seed: int, name: str = "model") -> None:
+    folder = stage.partial / name
     folder.mkdir()
     weights = np.random.default_rng(seed).normal(size=(3, 5)).astype(np.float32)
     save_file({"layer.weight": weights}, folder / "model.safetensors")
@@ -114,9 +137,8 @@ def act(stage: Stage) -> dict:
         raise ValueError("this attempt was to fail")
     if "refuse" in script:
         raise NotEnoughData(script["refuse"])
-    return {"reward_model": reward_model, "policy": policy, "evaluate": evaluate}[
-        stage.folder.name
-    ](stage)
+    plays = {"sft": sft, "reward_model": reward_model, "policy": policy, "evaluate": evaluate}
+    return plays[stage.folder.name](stage)
 
 
 def note_start(stage: Stage) -> int:

@@ -3,7 +3,7 @@
 import json
 import time
 
-from core import keys, registry
+from core import keys, lineage, registry
 from core.records import Card, LabelingOutput, LabelingTask, Run, StageState
 from core.redis_client import Redis
 from feedback import labeling
@@ -28,6 +28,9 @@ ANSWERS = (
     "Write write write write write write write write.",
     "1. Know your reader.\n2. Begin with the point.\n3. End with what they should do.",
 )
+
+TRAINED_ON = {f"fb-{number:02d}": "ranking" for number in range(12)} | {"task-1": "labeling"}
+"""What versions learned from."""
 
 
 def task(name="t1", *, mode="training", answers=ANSWERS) -> LabelingTask:
@@ -80,6 +83,7 @@ def card(
         gate = {"passed": passed, "reasons": [reason]}
         data = {"snapshot": "s-1", "sha256": "ab" * 32, "comparisons": 7214, "rankings": 500}
         data |= {"ratings": 12, "demonstrations": 3, "prompts": 250, "raters": 10, "run": "r-1"}
+        data |= lineage.card_data(TRAINED_ON)
     return Card(
         version=version,
         parent=parent,

@@ -3,8 +3,9 @@
 import pytest
 from playwright.async_api import expect
 
-from core import loop, registry
+from core import canary, keys, lineage, loop, registry
 from tests.conftest import eventually
+from tests.serving.conftest import announce
 from tests.serving.pages import scenes
 from tests.serving.pages.conftest import DESK, PHONE
 
@@ -46,6 +47,49 @@ async def test_it_shows_how_a_version_came_about(visit, versions, size, scheme):
     assert await page.locator(".lines .node").count() == 3
     await ops.accessible()
     ops.well()
+
+
+async def test_it_says_which_feedback_and_which_engines(visit, versions, redis, state_dir):
+    folder = state_dir / "policies" / "v0001"
+    folder.mkdir(parents=True)
+    (folder / lineage.FILE).write_text(lineage.as_text(scenes.TRAINED_ON))
+    await redis.hset(keys.probes("v0001"), "engine-7", "2026-01-02T03:04:05+00:00")
+    ops = await visit("admin", size=PHONE, scheme="dark")
+    page = await ops.open("/loop")
+    detail = page.locator("#version")
+    await expect(detail).to_contain_text("13 pieces: 1 labeling tasks, 12 rankings.")
+    await expect(detail).to_contain_text(lineage.root_of(scenes.TRAINED_ON)[:16])
+    await expect(detail.locator(".facts > div").filter(has_text="engine-7")).to_contain_text("Jan")
+    await page.get_by_label("Is this one among them?").fill("fb-03")
+    await page.get_by_role("button", name="Look it up").click()
+    await expect(detail).to_contain_text("Yes: it is number 4 of the 13 ids below the root.")
+    await ops.accessible()
+    ops.well()
+    await page.get_by_label("Is this one among them?").fill("fb-99")
+    await page.keyboard.press("Enter")
+    await expect(detail).to_contain_text("v0001 did not learn from this feedback")
+
+
+async def test_a_canary_that_is_on_is_told(visit, versions, redis):
+    await announce_two(redis)
+    await loop.heartbeat(redis)
+    begun = await canary.start(redis, "v0002", share=0.25, who="the test", why="to see")
+    ops = await visit("admin")
+    page = await ops.open("/loop")
+    serving = page.locator("#serving")
+    await expect(serving).to_contain_text("25 % of users get v0002, the others v0001")
+    await ops.accessible()
+    await canary.end(redis, begun, "rolled_back", who="the test", why="users prefer v0001")
+    await expect(serving).not_to_contain_text("get v0002")
+    await page.get_by_role("button", name="v0002").click()
+    await page.get_by_text("History").click()
+    await expect(page.locator(".history")).to_contain_text("“users prefer v0001”")
+    ops.well()
+
+
+async def announce_two(redis):
+    for name in ("engine-0", "engine-1"):
+        await announce(redis, "unix:/nowhere", name=name, version="v0001")
 
 
 async def test_promoting_and_rolling_back_move_the_target(visit, versions, redis):
@@ -94,7 +138,7 @@ async def test_a_target_that_moved_meanwhile_is_not_overruled(visit, versions, r
 
 async def test_a_version_that_cannot_go_live_says_why(visit, versions, redis):
     await registry.quarantine(redis, "v0002", why="an engine could not load it")
-    await registry.collect(redis, "v0000")
+    await redis.hset(keys.collected(), "v0000", registry.timestamp())
     ops = await visit("admin", size=PHONE)
     page = await ops.open("/loop")
     await expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
