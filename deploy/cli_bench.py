@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -15,7 +15,33 @@ app = typer.Typer(help="Figures, measured on this machine.", no_args_is_help=Tru
 
 @app.callback()
 def group() -> None:
-    """Keep `bench gateway` a sub-command though it is alone."""
+    """Keep the figures sub-commands, however many there are."""
+
+
+class _Report(Protocol):
+    """What a benchmark gives back."""
+
+    def document(self) -> Any:
+        """For programs, as JSON."""
+
+    def tables(self) -> Any:
+        """For people."""
+
+
+def _show(report: _Report, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.document()))
+    else:
+        Console().print(report.tables())
+
+
+def _say(line: str) -> None:
+    print(f"instructloop: {line}", file=sys.stderr, flush=True)
+
+
+def _leave_nothing_behind() -> None:
+    """A bench that is told to stop ends what it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 @app.command()
@@ -42,17 +68,14 @@ def gateway(
     from deploy.bench.gateway import Wanted, bench_gateway
     from deploy.bench.memory import REQUESTS
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    _leave_nothing_behind()
     report = bench_gateway(
         Wanted(seconds, rounds, REQUESTS if memory else 0, engine, peers),
         settings=settings_from(state_dir, None),
         redis_url=redis_url,
-        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+        say=_say,
     )
-    if as_json:
-        print(json.dumps(report.document()))
-    else:
-        Console().print(report.tables())
+    _show(report, as_json=as_json)
 
 
 @app.command()
@@ -70,12 +93,12 @@ def swap(
     """
     from deploy.bench.swap import STREAMS, bench_swap
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    _leave_nothing_behind()
     report = bench_swap(
         settings_from(state_dir, None),
         swaps=swaps,
         streams=tuple(streams or STREAMS),
-        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+        say=_say,
     )
     if as_json:
         print(json.dumps(report.document()))
@@ -108,16 +131,13 @@ def feedback(
     """
     from deploy.bench.feedback import Wanted, bench_feedback
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    _leave_nothing_behind()
     report = bench_feedback(
         Wanted(seconds, rounds, count, completions=completions, pii=pii),
         settings=settings_from(state_dir, None),
-        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+        say=_say,
     )
-    if as_json:
-        print(json.dumps(report.document()))
-    else:
-        Console().print(report.tables())
+    _show(report, as_json=as_json)
     if not report.is_sound:
         raise typer.Exit(1)
 
@@ -141,16 +161,13 @@ def reward_model(
     """
     from deploy.bench.reward_model import Wanted, bench_reward_model
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    _leave_nothing_behind()
     report = bench_reward_model(
         Wanted(1 if quick else rounds, accuracy=accuracy and not quick, peers=peers),
         settings=settings_from(state_dir, None),
-        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+        say=_say,
     )
-    if as_json:
-        print(json.dumps(report.document()))
-    else:
-        Console().print(report.tables())
+    _show(report, as_json=as_json)
 
 
 @app.command()
@@ -169,13 +186,10 @@ def policy(
     """
     from deploy.bench.policy import Wanted, bench_policy
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of ours is left
+    _leave_nothing_behind()
     report = bench_policy(
         Wanted(1 if quick else rounds, peers=peers),
         settings=settings_from(state_dir, None),
-        say=lambda line: print(f"instructloop: {line}", file=sys.stderr, flush=True),
+        say=_say,
     )
-    if as_json:
-        print(json.dumps(report.document()))
-    else:
-        Console().print(report.tables())
+    _show(report, as_json=as_json)

@@ -18,7 +18,8 @@ from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
 from feedback import erasure
 from feedback.erasure import Receipt
-from feedback.export import What, read_rows
+from feedback.export import read_rows
+from feedback.export_columns import What
 from feedback.export_files import write_export
 from feedback.export_shapes import Format
 from feedback.import_data import Import, Summary, import_lines

@@ -7,11 +7,8 @@ import_rankings.py can put the ranking together again. Pure but for `read_rows`;
 gives rows the forms that others read, export_files.py writes them.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any, Literal
 
 from core.keyring import Keyring
 from core.records import Completion
@@ -19,15 +16,13 @@ from core.redis_client import Redis
 from core.registry import timestamp
 from core.settings import Settings
 from feedback.dataset import Gathered, assemble
+from feedback.export_columns import Row, What, iso, messages_of, metadata_of, told
+from feedback.export_ratings import rating_rows
 from feedback.pii.second_look import second_look
 from feedback.snapshot import gather
 from feedback.split import prompt_opening
 from feedback.tables import Table
 from feedback.texts import Messages
-
-What = Literal["comparisons", "ratings", "demonstrations", "prompts"]
-Row = dict[str, Any]
-Digest = Callable[[str, Messages], str]
 
 
 async def read_rows(
@@ -43,8 +38,6 @@ async def read_rows(
 
     Raises Unavailable, and PiiFailed when the filter does not start.
     """
-    from feedback.export_ratings import rating_rows  # it takes the shape of rows from here
-
     gathered = await gather(redis, settings.log, now=now)
     if settings.log.pii_second_tier:
         gathered = await second_look(gathered, keyring=keyring, settings=settings)
@@ -78,34 +71,6 @@ def said_at(gathered: Gathered) -> dict[tuple[str, str], float]:
     for task in gathered.tasks:
         moments |= {(task.id, answer.rater): answer.answered_at for answer in task.answers}
     return moments
-
-
-def told(row: Row, moment: float | None) -> Row:
-    """Who said it of whose prompt, and when: the columns that all that people say has."""
-    return {
-        "rater": row["rater"],
-        "user": row["user"],
-        "split": row["split"],
-        "heldout_rater": row["heldout_rater"],
-        "created_at": iso(moment) if moment is not None else None,
-    }
-
-
-def iso(moment: float) -> str:
-    """Seconds since 1970 as ISO 8601, UTC."""
-    return datetime.fromtimestamp(moment, UTC).isoformat()
-
-
-def metadata_of(completion: Completion | None) -> str:
-    """The tags of a request as JSON: columns of readers have no room for free names."""
-    tags = completion.metadata if completion else {}
-    return json.dumps(tags, sort_keys=True, ensure_ascii=False)
-
-
-def messages_of(text: str) -> list[dict[str, str]]:
-    """A prompt as a conversation; one of a text completion has the role `prompt`."""
-    read = json.loads(text)
-    return [{"role": "prompt", "content": read["prompt"]}] if isinstance(read, dict) else read
 
 
 def _of_tenant(gathered: Gathered, tenant: str) -> Gathered:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from core.errors import InstructLoopError
-from feedback.export import Row, What
+from feedback.export_columns import Row, What
 from feedback.export_shapes import FORMATS, Format
 
 _BATCH = 1000

@@ -12,7 +12,7 @@ from dataclasses import replace
 from core.records import Answer, Completion, Feedback, LabelingOutput, LabelingTask, Split
 from core.settings import Settings
 from feedback.dataset import Digest, Gathered, heldout_raters, placed
-from feedback.export import Row, messages_of, metadata_of, told
+from feedback.export_columns import Row, messages_of, metadata_of, told
 from feedback.preferences import SplitOf, fate_of
 from feedback.speakers import with_speakers
 from feedback.split import split_by, split_of

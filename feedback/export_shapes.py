@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
-from feedback.export import Row, What
+from feedback.export_columns import Row, What
 
 Format = Literal["trl", "argilla", "parquet", "jsonl"]
 

@@ -25,7 +25,7 @@ from core.redis_client import Redis, redis_errors
 from core.settings import Settings
 from feedback import intake, store
 from feedback.entries import IMPORT_KEY_ID, is_hash, user_hash
-from feedback.export import What
+from feedback.export_columns import What
 from feedback.import_files import Line, Origin
 from feedback.import_langfuse import langfuse, with_texts_of
 from feedback.import_open_webui import open_webui

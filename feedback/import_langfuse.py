@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from feedback.export import Row, What
+from feedback.export_columns import Row, What
 from feedback.import_files import Line
 from feedback.imported import Item, judged
 from feedback.imported_fields import object_of

@@ -7,7 +7,7 @@ answer that was rated, its siblings are what else was said to the same question.
 
 from typing import Any
 
-from feedback.export import Row, What
+from feedback.export_columns import Row, What
 from feedback.imported import Item, judged
 from feedback.imported_fields import object_of
 from feedback.schemas import MAX_OUTPUTS

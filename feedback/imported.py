@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from feedback.export import Row, What
+from feedback.export_columns import Row, What
 from feedback.imported_fields import (
     MAX_COMMENT,
     Part,

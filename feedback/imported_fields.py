@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from core.records import FLAGS
-from feedback.export import Row
+from feedback.export_columns import Row
 
 MAX_COMMENT = 10_000
 _MAX_TAGS = 100

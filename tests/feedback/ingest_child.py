@@ -1,9 +1,6 @@
 """A process that ingests, and may be told to kill itself at any line of the feedback package."""
 
 import asyncio
-import os
-import signal
-import sys
 import time
 from pathlib import Path
 
@@ -12,28 +9,16 @@ from core.keyring import Keyring
 from core.redis_client import connect
 from core.settings import Settings
 from feedback.ingest import ingest_batch, retry_quarantine
+from tests.die_at import die_at
 from tests.feedback.factory import EmailFilter
 
 ROOT = str(Path(feedback.__file__).parent)
 
 
 def ingest_and_die(url: str, secrets: str, settings: Settings, at_line: int, lines) -> None:
-    """One batch, then the quarantine; kill -9 of itself when `at_line` lines have run.
-
-    `lines` holds how many did.
-    """
-
-    def trace(frame, event, _):
-        if not frame.f_code.co_filename.startswith(ROOT):
-            return None
-        if event == "line":
-            lines.value += 1
-            if lines.value == at_line:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
-    asyncio.run(_ingest(url, secrets, settings, once=True))
+    """One batch, then the quarantine, and die at a line."""
+    act = _ingest(url, secrets, settings, once=True)
+    die_at(at_line, lines, lambda: asyncio.run(act), within=(ROOT,))
 
 
 def ingest_forever(url: str, secrets: str, settings: Settings) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from core.hyperparameters import EvaluationSettings, PolicySettings
+from core.hyperparameters import EvaluationSettings, Group, PolicySettings
 from learning.models import init_reward_model, save_reward_model
 from tests.learning.snapshot_folder import chat, write_snapshot
 from tests.tiny_model import make_tiny_model
@@ -55,7 +55,7 @@ def write_inputs(root: Path) -> dict[str, str]:
     }
 
 
-def prepare(folder: Path, inputs: dict[str, str], settings: PolicySettings | EvaluationSettings):
+def prepare(folder: Path, inputs: dict[str, str], settings: Group):
     """Write `stage.json`, as the runner does."""
     folder.mkdir()
     stage = {

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from core.hyperparameters import SftSettings
 from learning.models import init_reward_model, save_reward_model
 from learning.stage import EXIT_CHECKPOINTED, EXIT_NOT_ENOUGH_DATA
-from tests.learning.policy_stage import finish, run, start, wait_for_progress
+from tests.learning.policy_stage import finish, prepare, run, start, wait_for_progress
 from tests.learning.snapshot_folder import chat, demonstration, write_snapshot
 from tests.tiny_model import make_tiny_model
 
@@ -51,24 +51,9 @@ def inputs(tmp_path_factory):
     return {"snapshot": str(snapshot), "anchor": str(root / "model")}, str(root / "reward")
 
 
-def prepare(folder, inputs, settings=SETTINGS, **more):
-    folder.mkdir()
-    stage = {
-        **inputs,
-        "settings": settings.model_dump(mode="json"),
-        "seed": 3,
-        "threads": 1,
-        "idle_priority": False,
-        "engine": {"socket": str(folder / "e.sock"), "max_num_seqs": 16},
-        **more,
-    }
-    (folder / "stage.json").write_text(json.dumps(stage))
-    return folder
-
-
 @pytest.mark.slow
 def test_both_models_learn_and_a_stopped_run_ends_with_the_same_weights(inputs, tmp_path):
-    figures = run(MODULE, straight := prepare(tmp_path / "straight", inputs[0]))
+    figures = run(MODULE, straight := prepare(tmp_path / "straight", inputs[0], SETTINGS))
     assert figures["demonstrations"] == 23  # held-out raters do not train
     assert figures["chosen_by"] == "loss on held-out demonstrations"
     assert len(figures["sft"]["judged"]) == 3
@@ -76,7 +61,7 @@ def test_both_models_learn_and_a_stopped_run_ends_with_the_same_weights(inputs, 
     for name in ("anchor", "sft"):
         assert figures[name]["loss_last_epoch"] < figures[name]["loss_before"] - 0.5
 
-    stopped = prepare(tmp_path / "stopped", inputs[0])
+    stopped = prepare(tmp_path / "stopped", inputs[0], SETTINGS)
     process = start(MODULE, stopped)
     wait_for_progress(process, stopped, "sft: step 4")
     process.send_signal(signal.SIGTERM)
@@ -94,7 +79,7 @@ def test_both_models_learn_and_a_stopped_run_ends_with_the_same_weights(inputs, 
 @pytest.mark.slow
 def test_the_reward_model_chooses_the_epoch_by_sampled_answers(inputs, tmp_path):
     quick = SETTINGS.model_copy(update={"epochs": 2, "anchor_epochs": 1})
-    folder = prepare(tmp_path / "run", inputs[0], quick, reward_model=inputs[1])
+    folder = prepare(tmp_path / "run", {**inputs[0], "reward_model": inputs[1]}, quick)
     figures = run(MODULE, folder)
     assert figures["chosen_by"] == "reward model"
     judged = figures["sft"]["judged"]

@@ -21,7 +21,8 @@ from core.redis_client import connect
 from core.settings import LogSettings, Settings
 from feedback import labeling, store
 from feedback.compaction import compact
-from feedback.export import What, read_rows
+from feedback.export import read_rows
+from feedback.export_columns import What
 from feedback.export_files import write_export
 from feedback.export_shapes import FORMATS
 from feedback.ingest import ingest_batch
