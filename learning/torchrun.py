@@ -50,8 +50,12 @@ def exit_code(codes: Iterable[int]) -> int:
 
 
 def in_words(codes: dict[int, int], number: int) -> str:
-    """The line for the log: who ended the stage, and how."""
-    killed = {rank: -code for rank, code in codes.items() if code < 0}
+    """The line for the log: who ended the stage, and how.
+
+    torchrun ends the others by SIGTERM, so that is the cause only where there is no other.
+    """
+    ended = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM}
+    killed = {rank: -code for rank, code in (ended or codes).items() if code < 0}
     if killed:
         rank, by = min(killed.items())
         return f"process {rank} of {number} was killed by {signal.Signals(by).name}: the stage ends"

@@ -149,6 +149,7 @@ def test_how_processes_ended_is_how_the_stage_ended(codes, stage):
 def test_the_log_names_the_process_that_was_killed_before_those_that_failed_of_it():
     said = "process 2 of 3 was killed by SIGKILL: the stage ends"
     assert in_words({0: 1, 1: 1, 2: -9}, 3) == said
+    assert in_words({0: -15, 1: 1, 2: -9}, 3) == said
     assert in_words({1: 1}, 3) == "process 1 of 3 ended with 1: the stage ends"
 
 
