@@ -12,7 +12,7 @@ from core.errors import ArchiveBroken
 from core.records import Completion
 from core.redis_client import Redis, redis_errors
 from core.registry import audit_entry
-from core.settings import RetentionSettings, Settings
+from core.settings import Settings
 from feedback.archive_files import Rest
 from feedback.archive_manifest import Told
 from feedback.compaction import compact, compaction_due, drop_completions, prepare, remove_rows
@@ -21,15 +21,14 @@ from feedback.erasure_said import remove_feedback
 _DAY_MS = 86_400_000
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 3600
+_RETRY_SECONDS = 60
 _BATCH = 100
 _BATCHES = 100
 """At one time; the rest goes at the next look."""
 
 
-async def retention_due(redis: Redis, retention: RetentionSettings) -> bool:
-    """Whether somebody should look for what is too old: once an hour."""
-    if retention.completions_days is None and retention.feedback_days is None:
-        return False
+async def retention_due(redis: Redis) -> bool:
+    """Whether somebody should look after the archive and for what is too old: once an hour."""
     return not await redis.exists(keys.retention_checked())
 
 
@@ -62,7 +61,7 @@ async def keep_small(redis: Redis, settings: Settings, *, now: float) -> int:
     An archive that cannot be written or read holds up nothing else. Raises Unavailable.
     """
     due = await compaction_due(redis, settings.log, now=now)
-    old = await retention_due(redis, settings.retention)
+    old = await retention_due(redis)
     if not due and not old:
         return 0
     try:
@@ -70,6 +69,8 @@ async def keep_small(redis: Redis, settings: Settings, *, now: float) -> int:
         return moved + (await expire(redis, settings, now=now) if old else 0)
     except (ArchiveBroken, OSError) as error:
         _log.error("the archive of completions: %s", error)
+        with redis_errors():
+            await redis.set(keys.retention_checked(), "1", ex=_RETRY_SECONDS)
         return 0
 
 

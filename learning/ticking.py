@@ -73,7 +73,7 @@ async def _ingest_due(redis: Redis, settings: Settings) -> bool:
         or await erasure.is_open(redis)
         or await log_is_unread(redis, settings.state_dir)
         or await compaction_due(redis, settings.log, now=time.time())
-        or await retention_due(redis, settings.retention)
+        or await retention_due(redis)
     )
     return bool(due) and not await redis.exists(keys.ingest_lease())
 

@@ -4,10 +4,11 @@ import multiprocessing
 import random
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from core import keys
+from core import keys, metrics
 from core.errors import ArchiveBroken, Unprocessable
 from core.ids import token_of
 from core.settings import LogSettings, RetentionSettings
@@ -17,7 +18,7 @@ from feedback.compaction import compact, compaction_due, sweep
 from feedback.erasing import erase_what_is_due
 from feedback.export import read_rows
 from feedback.ingest import ingest_batch
-from feedback.retention import expire, retention_due
+from feedback.retention import expire, keep_small, retention_due
 from feedback.snapshot import gather
 from feedback.snapshot import read_manifest as read_snapshot
 from feedback.user_data import read_page
@@ -330,11 +331,10 @@ async def test_what_is_too_old_goes_from_both_places(world):
     late = await world.ask("an old one, here?", "y", at=NOW - 12 * DAY)
     totals = await world.redis.hgetall(keys.counts())
     retention = RetentionSettings(completions_days=10, feedback_days=10)
-    assert await retention_due(world.redis, retention)
-    assert not await retention_due(world.redis, RetentionSettings())
+    assert await retention_due(world.redis)
     settings = world.settings.model_copy(update={"retention": retention})
     assert await expire(world.redis, settings, now=NOW) == 3
-    assert not await retention_due(world.redis, retention)
+    assert not await retention_due(world.redis)
     tokens = [token_of(cid) for cid in (old["bob0"], old["again"], late, young)]
     assert set(await store.completions(world.redis, tokens)) == {token_of(young)}
     assert await store.get_all(world.redis) == []
@@ -380,3 +380,17 @@ async def test_over_http_feedback_on_an_archived_answer_is_joined_and_can_be_tak
         assert lost.status_code == 500
         assert "archive" in lost.json()["error"]["message"]
         assert (await client.delete(name)).json()["status"] == "withdrawn"
+
+
+async def test_an_archive_is_looked_after_without_limits_of_age(world, caplog, monkeypatch):
+    """Its figures are shown from the start; one out of reach is not tried all the time."""
+    metrics.ARCHIVE_ROWS.set(-1)
+    assert await keep_small(world.redis, world.settings, now=NOW) == 0
+    assert metrics.ARCHIVE_ROWS._value.get() == 0
+    assert not await retention_due(world.redis)
+    await world.redis.delete(keys.retention_checked())
+    monkeypatch.setattr(archive_files, "names_in", Mock(side_effect=OSError("no such bucket")))
+    assert await keep_small(world.redis, world.settings, now=NOW) == 0
+    assert "the archive of completions" in caplog.text
+    assert not await retention_due(world.redis)
+    assert 0 < await world.redis.ttl(keys.retention_checked()) <= 60

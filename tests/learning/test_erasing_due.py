@@ -23,6 +23,7 @@ def settings(state_dir) -> Settings:
 @pytest.fixture(autouse=True)
 async def day_keys_were_checked(redis):
     await redis.set(keys.day_keys_checked(), 1)
+    await redis.set(keys.retention_checked(), 1)
 
 
 async def test_an_erasure_is_due_until_the_drain_has_done_it(redis, keyring, settings):

@@ -20,6 +20,7 @@ def settings(state_dir):
 @pytest.fixture(autouse=True)
 async def day_keys_were_checked(redis):
     await redis.set(keys.day_keys_checked(), 1)
+    await redis.set(keys.retention_checked(), 1)
 
 
 async def current(redis):

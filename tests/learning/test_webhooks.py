@@ -183,6 +183,7 @@ async def test_a_server_that_is_not_there_is_tried_again(redis, keyring, state_d
 
 async def test_a_tick_finds_it_due_until_all_was_heard(redis, keyring, state_dir, receive):
     await redis.set(keys.day_keys_checked(), 1)
+    await redis.set(keys.retention_checked(), 1)
     settings = telling(state_dir, receive())
     assert await due_tasks(redis, settings) == ["send_webhooks"]
     await send_what_is_due(redis, keyring, settings)
