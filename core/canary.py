@@ -6,7 +6,7 @@ replica alone gets a second engine beside it for so long, where `instructloop up
 is room (deploy/canary_engine.py). Else there is nothing to split: in a `watch` the candidate is
 made the target at once, and goes back by itself if users say worse of it than of the parent before.
 Every beginning and end is one script; a change of the target by anybody ends the canary in the
-same step. Holds no statistics: learning/canary_watch.py decides, gateways (serving/replicas.py) and
+same step. Holds no statistics: learning/canary/watch.py decides, gateways (serving/replicas.py) and
 agents follow.
 """
 

@@ -1,6 +1,7 @@
 """The lease on learning: one worker at a time, each with a fencing token newer than all before.
 
-Atomic steps on Redis; learning/lease_keeper.py keeps a lease while a stage runs. Knows no runs.
+Atomic steps on Redis; learning/rounds/lease_keeper.py keeps a lease while a stage runs. Knows no
+runs.
 """
 
 from typing import Any

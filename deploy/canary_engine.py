@@ -3,7 +3,7 @@
 By looking, as everything here: each second the canary in Redis is compared with the processes. So
 `up` that is killed takes the engine with it and starts it again if the canary is still on, and an
 engine of users never depends on the one that is on trial. Whoever begins a canary may be anywhere;
-that there is room here is said by a key that expires. Judges nothing: learning/canary_presence.py
+that there is room here is said by a key that expires. Judges nothing: learning/canary/presence.py
 ends a canary whose engine does not come.
 """
 

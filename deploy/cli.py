@@ -127,7 +127,7 @@ def worker(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
 
     Example: instructloop worker
     """
-    from learning.tasks import run_worker
+    from learning.worker.tasks import run_worker
 
     run_worker(settings_from(state_dir, redis_url))
 
@@ -138,7 +138,7 @@ def beat(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
 
     Example: instructloop beat
     """
-    from learning.tasks import run_beat
+    from learning.worker.tasks import run_beat
 
     run_beat(settings_from(state_dir, redis_url))
 

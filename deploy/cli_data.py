@@ -26,7 +26,7 @@ from feedback.import_data import Import, Summary, import_lines
 from feedback.import_files import Origin, read_lines
 from feedback.pii.record import Plan
 from feedback.pii.worker import PiiWorker
-from learning.ingesting import drain_inbox, erase_here
+from learning.rounds.ingesting import drain_inbox, erase_here
 
 _POLL_SECONDS = 0.2
 _WAITING = 2000

@@ -20,8 +20,8 @@ from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
 from deploy.options import RedisUrl, StateDir, caller, settings_from
 from deploy.terminal import listing, show
-from learning.rounds import stages_named
-from learning.runner import run_inline
+from learning.rounds.decisions import stages_named
+from learning.rounds.runner import run_inline
 
 app = typer.Typer(help="The brakes of the loop, and its runs.", no_args_is_help=True)
 T = TypeVar("T")

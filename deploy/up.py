@@ -24,7 +24,7 @@ from deploy.canary_engine import canary_engine
 from deploy.preflight import lock_state_dir, preflight
 from deploy.redis_server import redis_command
 from deploy.supervisor import Child, Supervisor, own_command
-from learning.publish import publish_base
+from learning.rounds.publish import publish_base
 
 POLL_SECONDS = 0.2
 READY_TIMEOUT_SECONDS = 600

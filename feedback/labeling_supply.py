@@ -2,7 +2,7 @@
 
 Disagreement of the reward model times traffic, the newer the better: a prompt that many ask and on
 which scores differ teaches most. Pure: completions in, candidates and tasks out; the answers are
-sampled and filtered by learning/sampling_tasks.py, and raters get tasks from labeling.py.
+sampled and filtered by learning/worker/sampling_tasks.py, and raters get tasks from labeling.py.
 """
 
 import math

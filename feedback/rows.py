@@ -1,6 +1,7 @@
 """Rows of a snapshot: what training reads of what people said. Columns are in tables.py.
 
-Plain values; made by preferences.py, written by snapshot.py, read by learning/dataset.py.
+Plain values; made by preferences.py, written by snapshot.py, read by
+learning/reward_model/dataset.py.
 """
 
 from dataclasses import dataclass

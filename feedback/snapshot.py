@@ -1,7 +1,7 @@
 """What training may read: one folder with rankings, ratings, demonstrations and prompts.
 
 Reads the records that ingest and the routes wrote, and writes the tables that dataset.py makes of
-them, whole or not at all. Knows no model. The next reader is learning/dataset.py.
+them, whole or not at all. Knows no model. The next reader is learning/reward_model/dataset.py.
 """
 
 import os

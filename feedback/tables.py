@@ -1,7 +1,7 @@
 """Parquet files of a snapshot: columns, the order of rows, and one hash over their content.
 
 The hash is over the values, not the bytes of the files, so that another release of the Parquet
-library gives the same one. Written by snapshot.py, read by learning/dataset.py.
+library gives the same one. Written by snapshot.py, read by learning/reward_model/dataset.py.
 """
 
 import hashlib

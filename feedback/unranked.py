@@ -1,8 +1,8 @@
 """Logged prompts with several answers that nobody has ranked: what the reward model is asked about.
 
 A snapshot carries the newest of them with their answers, so that the model that was trained on it
-can say where its word is worth least (learning/reward_unranked.py); nothing is trained on them.
-Which answers belong to a prompt is what feedback/labeling_supply.py shows raters, too.
+can say where its word is worth least (learning/reward_model/unranked.py); nothing is trained on
+them. Which answers belong to a prompt is what feedback/labeling_supply.py shows raters, too.
 """
 
 from collections import defaultdict

@@ -32,7 +32,7 @@ from deploy.bench.training_maths import (
 )
 from deploy.bench.training_report import PolicyReport, Update
 from deploy.bench.training_turns import Trainer, trainer, trl_missing
-from learning.pretraining_text import draw, mix_texts, sequences
+from learning.training.pretraining_text import draw, mix_texts, sequences
 
 OURS = "instructloop"
 PTX = "instructloop with ptx"

@@ -1,6 +1,6 @@
 """Our policy's update in a measurement: `python -m deploy.bench.policy_child SPECIFICATION`.
 
-What learning/train_policy.py does between one sampling and the next, on given answers: scores, old
+What learning/policy/train.py does between one sampling and the next, on given answers: scores, old
 and reference log-probabilities, value steps, policy steps with or without the pretraining term, and
 the weight average. Rates are 0, so that every update is the same work.
 """
@@ -17,13 +17,13 @@ import torch
 
 from core.hyperparameters import PolicySettings
 from deploy.bench.training_line import Line, Words
-from learning.experience import Experience, answer_scores, experience_of, policy_logprobs
-from learning.models import freeze_bottom, init_reward_model, load_policy
-from learning.optimizer import MasterAdamW
-from learning.packing import Group
-from learning.policy_run import update_average
-from learning.policy_updates import PtxBatch, policy_step, ptx_batch, value_step
-from learning.rollouts import Layout, Rollouts, layouts
+from learning.policy.experience import Experience, answer_scores, experience_of, policy_logprobs
+from learning.policy.run import update_average
+from learning.policy.updates import PtxBatch, policy_step, ptx_batch, value_step
+from learning.training.models import freeze_bottom, init_reward_model, load_policy
+from learning.training.optimizer import MasterAdamW
+from learning.training.packing import Group
+from learning.training.rollouts import Layout, Rollouts, layouts
 
 _EMA_DECAY = 0.9
 

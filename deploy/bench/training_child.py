@@ -1,8 +1,8 @@
 """Our reward model in a measurement: `python -m deploy.bench.training_child SPECIFICATION`.
 
-Steps are those of learning/reward_loop.py: gradients by row, clipping, AdamW on fp32 masters, the
-small heads beside. With `packed` false every answer is read with a prompt of its own, which is what
-most would write; the loss is the same.
+Steps are those of learning/reward_model/loop.py: gradients by row, clipping, AdamW on fp32 masters,
+the small heads beside. With `packed` false every answer is read with a prompt of its own, which is
+what most would write; the loss is the same.
 """
 
 import itertools
@@ -20,13 +20,13 @@ from core.hyperparameters import RewardModelSettings
 from deploy.bench.training_line import Line, Words
 from deploy.bench.training_maths import read_shape
 from deploy.bench.training_products import products_per_second
-from learning.dataset import RankedGroup, Ranking
-from learning.disagreement import Heads
-from learning.models import RewardModel, freeze_bottom, init_reward_model
-from learning.optimizer import MasterAdamW
-from learning.packing import Group
-from learning.preference_loss import count_right, num_untied_pairs, ranking_loss
-from learning.reward_training import Batch, Cuts, add_gradients, cosine_rate, scored_rows
+from learning.reward_model.dataset import RankedGroup, Ranking
+from learning.reward_model.disagreement import Heads
+from learning.reward_model.preference_loss import count_right, num_untied_pairs, ranking_loss
+from learning.reward_model.steps import Batch, Cuts, add_gradients, cosine_rate, scored_rows
+from learning.training.models import RewardModel, freeze_bottom, init_reward_model
+from learning.training.optimizer import MasterAdamW
+from learning.training.packing import Group
 
 
 class RewardTrainer:

@@ -1,8 +1,9 @@
 """Preferences to train on in a measurement: pieces of real text, ranked by a taste.
 
-Prompts and answers are pieces of the pretraining mix (learning/pretraining_text.py) of exactly so
-many tokens; the taste for short words (deploy/simulate/judges.py) ranks them, which a model can
-learn and which goes on for unseen pieces. Knows no torch: token ids come from the tokeniser's file.
+Prompts and answers are pieces of the pretraining mix (learning/training/pretraining_text.py) of
+exactly so many tokens; the taste for short words (deploy/simulate/judges.py) ranks them, which a
+model can learn and which goes on for unseen pieces. Knows no torch: token ids come from the
+tokeniser's file.
 """
 
 import random
@@ -14,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from deploy.simulate.judges import plainness
-from learning.pretraining_text import mix_texts, sequences
+from learning.training.pretraining_text import mix_texts, sequences
 
 TOKENS = 56
 """Of each prompt, and of each answer."""

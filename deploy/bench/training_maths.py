@@ -87,7 +87,7 @@ def head_flops(shape: Shape, *, tokens: int, trained: bool) -> float:
 
 
 def trained_layers(shape: Shape, frozen_share: float) -> int:
-    """As learning/models.py freezes them."""
+    """As learning/training/models.py freezes them."""
     return shape.layers - round(frozen_share * shape.layers)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from core.errors import StartError
 from core.process import wrapped
 from deploy.bench.training_line import Words
-from learning.child import scrubbed_environment
+from learning.rounds.child import scrubbed_environment
 
 _ROOT = Path(__file__).resolve().parents[2]
 PEERS = _ROOT / ".venv-peers-training"

@@ -24,7 +24,7 @@ from deploy.demo.report_words import headline, summary_rows
 from deploy.demo.scoring import Comparison, Side
 from deploy.demo.traffic import TrafficReport
 from deploy.simulate.prompt import Collected
-from learning.winrate import WinRate
+from learning.gate.winrate import WinRate
 
 SAMPLES = 12
 SWAP_WINDOW_SECONDS = 30.0

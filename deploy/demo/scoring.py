@@ -3,7 +3,7 @@
 Pure: texts in, figures out; the same figures in whatever order the prompts come. Ties count 1/2.
 The main figure lets broken text lose: a broken answer of the new version loses whatever the first
 version said, a broken answer of the first loses to any that is not. Intervals are 95 % bootstrap
-intervals over users (learning/winrate.py). deploy/demo/report.py shows what comes out of here.
+intervals over users (learning/gate/winrate.py). deploy/demo/report.py shows what comes out of here.
 """
 
 import math
@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from deploy.simulate.judges import Judge, words
-from learning.text_quality import is_broken
-from learning.winrate import WinRate, points, win_rate
+from learning.gate.winrate import WinRate, points, win_rate
+from learning.training.text_quality import is_broken
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -10,9 +10,9 @@ from core.errors import CorruptVersion, LeaseLost, NotFound, Unavailable
 from core.policy_store import PolicyStore
 from core.records import Card
 from core.versions import verify
-from learning.folders import Folders
-from learning.lease_keeper import leased
-from learning.publish import publish_base, publish_candidate
+from learning.rounds.folders import Folders
+from learning.rounds.lease_keeper import leased
+from learning.rounds.publish import publish_base, publish_candidate
 from tests.learning.test_publish import fields, model_folder
 
 TRAINED_ON = {"fb-1": "ranking", "fb-2": "rating"}

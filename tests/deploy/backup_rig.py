@@ -10,8 +10,8 @@ from core.keyring import Keyring
 from core.redis_client import connect
 from core.settings import Settings
 from deploy.backup import make_backup
-from learning.folders import Folders
-from learning.publish import place_version
+from learning.rounds.folders import Folders
+from learning.rounds.publish import place_version
 from tests.conftest import RedisServer
 from tests.deploy.backup_child import quiet
 from tests.feedback.factory import api_key, entry, put

@@ -11,8 +11,8 @@ from core.audit_log import FILE, AuditBroken
 from core.errors import CorruptVersion, NotFound
 from core.redis_client import connect
 from deploy.cli import app
-from learning.folders import Folders
-from learning.publish import place_version
+from learning.rounds.folders import Folders
+from learning.rounds.publish import place_version
 from tests.learning.test_publish import fields, model_folder
 
 run = CliRunner(env={"COLUMNS": "300"})

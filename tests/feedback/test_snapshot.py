@@ -15,7 +15,7 @@ from feedback.ingest import ingest_batch
 from feedback.schemas import DemonstrationRequest, FeedbackRequest, RankingRequest
 from feedback.snapshot import gather, read_manifest, write_snapshot
 from feedback.split import split_of
-from learning.dataset import ranked_groups
+from learning.reward_model.dataset import ranked_groups
 from tests.feedback.factory import EmailFilter, api_key, completion_id, entry, put
 from tests.feedback.test_preferences import labeling_task
 

@@ -23,7 +23,7 @@ def loaded_by(module: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "may"),
     [("serving.app", set()), ("serving.agent", set()), ("feedback.ingest", set())]
-    + [("learning.tasks", {"celery", "pyarrow"})],
+    + [("learning.worker.tasks", {"celery", "pyarrow"})],
 )
 def test_a_process_loads_no_library_that_it_does_not_need(module, may):
     loaded = loaded_by(module)

@@ -22,8 +22,8 @@ from core.records import Answer, Choice, Completion
 from core.redis_client import Redis
 from core.settings import Settings
 from feedback.labeling import answer_task, next_task
-from learning.folders import Folders
-from learning.publish import publish_base
+from learning.rounds.folders import Folders
+from learning.rounds.publish import publish_base
 from tests.conftest import RedisServer
 
 LAUNCHER = "{python} -m tests.learning.stages.play {module} {folder}"
@@ -59,7 +59,7 @@ class Rig:
         options = self.settings.model_dump_json(exclude_defaults=True)
         code = (
             "import json, sys; from core.settings import Settings;"
-            f"from learning.tasks import run_{role};"
+            f"from learning.worker.tasks import run_{role};"
             f"run_{role}(Settings(**json.loads(sys.argv[1])))"
         )
         with (self.state_dir / f"{role}.log").open("ab") as log:

@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from learning.packing import Group
+from learning.training.packing import Group
 
 VOCABULARY = 61
 WIDTH = 24

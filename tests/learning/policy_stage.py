@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from core.hyperparameters import EvaluationSettings, Group, PolicySettings
-from learning.models import init_reward_model, save_reward_model
+from learning.training.models import init_reward_model, save_reward_model
 from tests.learning.snapshot_folder import chat, write_snapshot
 from tests.tiny_model import make_tiny_model
 

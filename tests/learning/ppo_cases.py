@@ -6,9 +6,9 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from core.engine.client import Sample
 from core.hyperparameters import PolicySettings
-from learning.experience import Experience, experience_of, policy_logprobs
-from learning.models import RewardModel
-from learning.rollouts import Prompt, Rollouts, layouts, rollouts_of
+from learning.policy.experience import Experience, experience_of, policy_logprobs
+from learning.training.models import RewardModel
+from learning.training.rollouts import Prompt, Rollouts, layouts, rollouts_of
 from tests.learning.packing_cases import VOCABULARY, WIDTH
 
 END = 2

@@ -7,15 +7,15 @@ from safetensors.torch import load_file
 
 from core.engine.client import Sample
 from core.hyperparameters import PolicySettings
-from learning import train_policy
-from learning.experience import row_logprobs
-from learning.models import init_reward_model, save_reward_model
-from learning.packing import Group, pack
-from learning.policy_run import PolicyRun, new_run
-from learning.policy_setup import Setup
-from learning.policy_updates import ptx_batch
-from learning.rollouts import Prompt
-from learning.stage import Stage
+from learning.policy import train as train_policy
+from learning.policy.experience import row_logprobs
+from learning.policy.run import PolicyRun, new_run
+from learning.policy.setup import Setup
+from learning.policy.updates import ptx_batch
+from learning.training.models import init_reward_model, save_reward_model
+from learning.training.packing import Group, pack
+from learning.training.rollouts import Prompt
+from learning.training.stage import Stage
 from tests.learning.packing_cases import VOCABULARY, tiny_llama
 
 END = 2

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from learning.sequential import log_e_process
+from learning.canary.sequential import log_e_process
 
 Floats = NDArray[np.float64]
 LIKE_MINDED = 6.0

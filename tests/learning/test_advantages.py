@@ -2,7 +2,12 @@ import pytest
 import torch
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from learning.advantages import advantages_and_returns, explained_variance, masked_mean, whiten
+from learning.policy.advantages import (
+    advantages_and_returns,
+    explained_variance,
+    masked_mean,
+    whiten,
+)
 from tests.learning.ppo_references import trl_core, trl_method, trl_trainer
 
 MASK = torch.tensor([[True, True, True, False, False], [True, True, True, True, True]])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from learning.attention import LONGEST_PLAIN_GROUP, PACKED_ATTENTION, packed_attention
-from learning.packing import Group, attend, attend_through, block_mask, pack
+from learning.training.attention import LONGEST_PLAIN_GROUP, PACKED_ATTENTION, packed_attention
+from learning.training.packing import Group, attend, attend_through, block_mask, pack
 from tests.learning.packing_cases import GROUPS, VOCABULARY, tiny_llama
 
 

@@ -10,7 +10,7 @@ from kombu import Connection
 from core.errors import StartError
 from core.settings import Settings
 from deploy.redis_server import find_redis_server
-from learning.broker import as_celery, as_redis, broker_url, check_broker
+from learning.worker.broker import as_celery, as_redis, broker_url, check_broker
 
 
 def test_our_own_redis_is_reached_over_its_socket_with_its_password(settings, keyring):

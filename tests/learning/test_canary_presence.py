@@ -7,8 +7,8 @@ import pytest
 from core import canary, keys, loop, registry
 from core.canary import SECOND_ENGINE
 from core.settings import Settings
-from learning.canary_presence import HEARD_SECONDS, Presence, presence
-from learning.canary_watch import look
+from learning.canary.presence import HEARD_SECONDS, Presence, presence
+from learning.canary.watch import look
 from tests.core.test_canary import replica
 from tests.core.test_registry import publish
 from tests.learning.test_canary_watch import look_again, remembering, says

@@ -11,10 +11,11 @@ from core.canary import cohort_of
 from core.errors import LeaseLost
 from core.records import Feedback, Output, Replica, Run
 from core.settings import Settings
-from learning import canary_watch, sequential
-from learning.canary_release import begin_once
-from learning.canary_watch import look, look_due
-from learning.sequential import Decision
+from learning.canary import sequential
+from learning.canary import watch as canary_watch
+from learning.canary.release import begin_once
+from learning.canary.sequential import Decision
+from learning.canary.watch import look, look_due
 from tests.core.test_registry import publish
 from tests.feedback.factory import completion
 

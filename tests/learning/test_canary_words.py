@@ -6,7 +6,7 @@ import pytest
 
 from core.canary import Canary, cohort_of
 from core.records import Feedback, Output
-from learning.canary_words import Unit, Word, observed, settled, words_of
+from learning.canary.words import Unit, Word, observed, settled, words_of
 from tests.feedback.factory import completion
 
 SPLIT = Canary(

@@ -19,7 +19,7 @@ from core.keyring import Keyring
 from core.records import STAGES
 from core.redis_client import connect, redis_url
 from core.versions import verify
-from learning.tasks import configuration
+from learning.worker.tasks import configuration
 from tests.conftest import eventually
 from tests.learning.loop_rig import WAIT, furnish, is_alive, kill, make_rig, vote_on_all
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from learning.child import (
+from learning.rounds.child import (
     Progress,
     command_line,
     last_line,
@@ -41,7 +41,7 @@ OUTSIDE = {
 
 def start(folder, launcher=SLEEPER):
     return start_child(
-        "learning.train_reward_model",
+        "learning.reward_model.train",
         folder,
         launcher=launcher,
         environment=scrubbed_environment(os.environ, threads=1),
@@ -63,11 +63,19 @@ def test_threads_of_the_settings_win_over_the_environment():
 
 
 def test_the_command_is_this_python_or_the_template_of_a_cluster(state_dir):
-    local = command_line("local", "learning.evaluate", state_dir)
-    assert local == [sys.executable, "-m", "learning.evaluate", str(state_dir)]
+    local = command_line("local", "learning.evaluation.evaluate", state_dir)
+    assert local == [sys.executable, "-m", "learning.evaluation.evaluate", str(state_dir)]
     template = "srun --label 'a b' torchrun -m {module} {folder}"
-    assert command_line(template, "learning.evaluate", state_dir) == [
-        *("srun", "--label", "a b", "torchrun", "-m", "learning.evaluate", str(state_dir))
+    assert command_line(template, "learning.evaluation.evaluate", state_dir) == [
+        *(
+            "srun",
+            "--label",
+            "a b",
+            "torchrun",
+            "-m",
+            "learning.evaluation.evaluate",
+            str(state_dir),
+        )
     ]
 
 
@@ -94,7 +102,8 @@ async def test_the_folder_stays_taken_while_the_child_of_a_dead_starter_lives(st
 
 async def test_a_child_dies_with_the_process_that_started_it(state_dir):
     code = (
-        "import sys, time; from pathlib import Path; from learning.child import start_child\n"
+        "import sys, time; from pathlib import Path\n"
+        "from learning.rounds.child import start_child\n"
         f"c = start_child('x', Path({str(state_dir)!r}), launcher={SLEEPER!r}, environment={{}},"
         "  idle_priority=False)\n"
         "print(c.process.pid, flush=True); time.sleep(600)"

@@ -13,13 +13,13 @@ from core.keyring import Keyring
 from core.policy_store import PolicyStore
 from core.records import Card, Replica, Run
 from core.settings import RetentionSettings, Settings
-from learning import collect as collecting
-from learning.collect import collect
-from learning.folders import Folders
-from learning.publish import reward_model_cards
-from learning.retention import Facts, decide
-from learning.stage_inputs import Sources
-from learning.work import Work
+from learning.rounds import collect as collecting
+from learning.rounds.collect import collect
+from learning.rounds.folders import Folders
+from learning.rounds.publish import reward_model_cards
+from learning.rounds.retention import Facts, decide
+from learning.rounds.stage_inputs import Sources
+from learning.rounds.work import Work
 
 
 def card(number: int, **fields) -> Card:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learning.comparisons import broken_share, by_ranking, by_score, length_ratio
+from learning.gate.comparisons import broken_share, by_ranking, by_score, length_ratio
 
 
 def output(name, policy, *, score=0.0, broken=False, tokens=4):

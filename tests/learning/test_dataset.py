@@ -5,7 +5,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from learning.dataset import encode_answer, encode_prompt, ranked_groups, read_feedback
+from learning.reward_model.dataset import ranked_groups, read_feedback
+from learning.training.encoding import encode_answer, encode_prompt
 from tests.learning.snapshot_folder import chat, demonstration, ranking, rating, write_snapshot
 from tests.tiny_model import default_model
 

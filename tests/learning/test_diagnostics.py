@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learning.diagnostics import collapse, engine_gap, fault, kl_estimates
-from learning.ppo_losses import PolicyStats, importance_weights
+from learning.policy.diagnostics import collapse, engine_gap, fault, kl_estimates
+from learning.policy.ppo_losses import PolicyStats, importance_weights
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 HEALTHY = PolicyStats(

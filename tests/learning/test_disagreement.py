@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from core.hyperparameters import RewardModelSettings
-from learning.dataset import RankedGroup, Ranking
-from learning.disagreement import (
+from learning.reward_model.dataset import RankedGroup, Ranking
+from learning.reward_model.disagreement import (
     FILE,
     Heads,
     bootstrap_counts,
@@ -18,10 +18,10 @@ from learning.disagreement import (
     load_heads,
     save_heads,
 )
-from learning.models import RewardModel, scores, scores_and_features
-from learning.packing import pack
-from learning.preference_loss import ranking_loss
-from learning.reward_training import Batch, Cuts, add_gradients
+from learning.reward_model.preference_loss import ranking_loss
+from learning.reward_model.steps import Batch, Cuts, add_gradients
+from learning.training.models import RewardModel, scores, scores_and_features
+from learning.training.packing import pack
 from tests.learning.packing_cases import GROUPS, WIDTH, tiny_classifier
 
 SETTINGS = RewardModelSettings(token_budget=64)

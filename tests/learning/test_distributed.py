@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from core.hyperparameters import SftSettings
-from learning.child import command_line, num_processes
-from learning.distributed import (
+from learning.rounds.child import command_line, num_processes
+from learning.training.distributed import (
     any_process,
     dealt,
     from_first,
@@ -26,16 +26,16 @@ from learning.distributed import (
     sum_over_processes,
     through,
 )
-from learning.memory import available_bytes, need_of
-from learning.models import load_policy
-from learning.packing import Group, pack
-from learning.stage import EXIT_CHECKPOINTED, EXIT_FAILED
-from learning.torchrun import exit_code, in_words
+from learning.training.memory import available_bytes, need_of
+from learning.training.models import load_policy
+from learning.training.packing import Group, pack
+from learning.training.stage import EXIT_CHECKPOINTED, EXIT_FAILED
+from learning.training.torchrun import exit_code, in_words
 from tests.learning.policy_stage import finish, wait_for_progress
 from tests.learning.snapshot_folder import demonstration, write_snapshot
 from tests.tiny_model import make_tiny_model
 
-MODULE = "learning.train_sft"
+MODULE = "learning.sft.train"
 SETTINGS = SftSettings(
     epochs=2,
     learning_rate=2e-3,
@@ -159,10 +159,12 @@ def test_processes_are_counted_without_the_driver_and_only_sft_has_many(tmp_path
     assert num_processes(0, device="cpu", environment=gpus) == 1
     assert num_processes(2, device="cpu", environment={}) == 2
     assert num_processes(0, device="auto", environment={"CUDA_VISIBLE_DEVICES": ""}) == 1
-    many = ["-m", "learning.torchrun", "3", MODULE, str(tmp_path)]
+    many = ["-m", "learning.training.torchrun", "3", MODULE, str(tmp_path)]
     assert command_line("local", MODULE, tmp_path, 3) == [sys.executable, *many]
     assert command_line("local", MODULE, tmp_path, 1) == [sys.executable, *many[0:1], *many[3:]]
-    assert "learning.torchrun" not in command_line("local", "learning.evaluate", tmp_path, 3)
+    assert "learning.training.torchrun" not in command_line(
+        "local", "learning.evaluation.evaluate", tmp_path, 3
+    )
     template = "torchrun --nproc-per-node {processes} -m {module} {folder}"
     assert command_line(template, MODULE, tmp_path, 3)[2] == "3"
 

@@ -9,8 +9,8 @@ from core.ids import token_of
 from core.settings import Settings
 from feedback import erasure
 from feedback.erasing import FILE
-from learning.ingesting import drain_inbox, erase_here
-from learning.ticking import due_tasks
+from learning.rounds.ingesting import drain_inbox, erase_here
+from learning.worker.ticking import due_tasks
 from tests.feedback.factory import EmailFilter, entry, put
 from tests.feedback.test_snapshot import World
 

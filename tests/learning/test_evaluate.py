@@ -7,18 +7,24 @@ import pytest
 from transformers import AutoTokenizer
 
 from core.engine.client import Sample
-from learning.answer_rows import Answer, answer_rows, best_of_figures, best_of_rows, row_figures
-from learning.evaluate import judged
-from learning.evaluation_samples import Sampled
-from learning.heldout_prompts import choose_prompts, last_prompts
-from learning.models import init_reward_model, load_policy
-from learning.rollouts import Prompt
-from learning.stage import EXIT_NOT_ENOUGH_DATA
+from learning.evaluation.answer_rows import (
+    Answer,
+    answer_rows,
+    best_of_figures,
+    best_of_rows,
+    row_figures,
+)
+from learning.evaluation.evaluate import judged
+from learning.evaluation.samples import Sampled
+from learning.training.heldout_prompts import choose_prompts, last_prompts
+from learning.training.models import init_reward_model, load_policy
+from learning.training.rollouts import Prompt
+from learning.training.stage import EXIT_NOT_ENOUGH_DATA
 from tests.learning.policy_stage import EVALUATION, prepare, run, start, write_inputs
 from tests.learning.snapshot_folder import write_snapshot
 from tests.tiny_model import make_tiny_model
 
-MODULE = "learning.evaluate"
+MODULE = "learning.evaluation.evaluate"
 
 
 def answer(score: float, *, tokens: int = 4, broken: bool = False, ended: bool = True) -> Answer:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from core.errors import NotFound
-from learning.fetching import fetch_versions
-from learning.folders import Folders
-from learning.publish import publish_base
+from learning.rounds.fetching import fetch_versions
+from learning.rounds.folders import Folders
+from learning.rounds.publish import publish_base
 from tests.learning.test_publish import model_folder
 
 

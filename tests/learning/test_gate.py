@@ -8,11 +8,11 @@ import pytest
 
 from core.hyperparameters import GateSettings
 from core.records import Run, StageState
-from learning.comparisons import Comparison
-from learning.gate import alpha_of_attempt, attempt_number, judge
-from learning.gate_limits import Evidence
-from learning.regressions import compared
-from learning.toxicity import Rise
+from learning.gate.comparisons import Comparison
+from learning.gate.gate import alpha_of_attempt, attempt_number, judge
+from learning.gate.limits import Evidence
+from learning.gate.regressions import compared
+from learning.gate.toxicity import Rise
 
 SETTINGS = GateSettings(min_users=5, bootstrap_samples=4000)
 

@@ -8,7 +8,7 @@ import orjson
 from core import keys
 from core.keyring import day_at
 from feedback import quarantine
-from learning.ingesting import drain_inbox
+from learning.rounds.ingesting import drain_inbox
 from tests.feedback.factory import EmailFilter, entry, put
 
 

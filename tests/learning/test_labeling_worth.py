@@ -3,7 +3,7 @@
 import json
 
 from core import keys
-from learning.labeling_worth import FILE, publish_disagreement, read_disagreement
+from learning.reward_model.labeling_worth import FILE, publish_disagreement, read_disagreement
 
 
 def _written(folder, **values):

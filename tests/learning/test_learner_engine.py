@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from learning import learner_engine
-from learning.learner_engine import context_tokens, saved_tensors, weights_folder
+from learning.training import learner_engine
+from learning.training.learner_engine import context_tokens, saved_tensors, weights_folder
 from tests.learning.packing_cases import tiny_llama
 
 

@@ -9,7 +9,7 @@ from core import keys
 from core import lease as record
 from core.errors import LeaseLost
 from core.redis_client import connect
-from learning.lease_keeper import leased
+from learning.rounds.lease_keeper import leased
 from tests.conftest import eventually
 
 

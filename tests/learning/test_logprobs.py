@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from learning.logprobs import answer_logprobs, token_logprobs
-from learning.packing import attend, pack
+from learning.training.logprobs import answer_logprobs, token_logprobs
+from learning.training.packing import attend, pack
 from tests.learning.packing_cases import GROUPS, tiny_llama
 
 

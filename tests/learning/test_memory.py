@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learning.memory import (
+from learning.training.memory import (
     GIB,
     Need,
     NotEnoughMemory,
@@ -11,7 +11,7 @@ from learning.memory import (
     need_of,
     require_room,
 )
-from learning.models import load_policy
+from learning.training.models import load_policy
 from tests.tiny_model import make_tiny_model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from learning.models import (
+from learning.training.models import (
     ending_tokens,
     init_reward_model,
     load_policy,
@@ -16,7 +16,7 @@ from learning.models import (
     scores,
     token_scores,
 )
-from learning.packing import attend, pack
+from learning.training.packing import attend, pack
 from tests.learning.packing_cases import GROUPS, WIDTH, tiny_llama
 
 ENDED = [(g.prompt, a) for g in GROUPS for a in g.answers]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from learning.optimizer import MasterAdamW
+from learning.training.optimizer import MasterAdamW
 
 RATES = [3e-3, 1e-3, 5e-4]
 

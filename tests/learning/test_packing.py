@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learning.packing import PROMPT, Group, attend, pack
+from learning.training.packing import PROMPT, Group, attend, pack
 from tests.learning.packing_cases import GROUPS, WIDTH, tiny_llama
 
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learning import policy_checkpoints, train_policy
-from learning.experience import row_logprobs
-from learning.packing import Group, pack
-from learning.policy_checkpoints import (
+from learning.policy import checkpoints as policy_checkpoints
+from learning.policy import train as train_policy
+from learning.policy.checkpoints import (
     Choice,
     best_checkpoint,
     forget_later,
@@ -19,11 +18,13 @@ from learning.policy_checkpoints import (
     kept_iterations,
     take_back,
 )
-from learning.policy_run import PolicyRun, export
-from learning.policy_setup import Setup
-from learning.policy_stops import Diverged
-from learning.rollouts import Prompt
-from learning.stage import Stage
+from learning.policy.experience import row_logprobs
+from learning.policy.run import PolicyRun, export
+from learning.policy.setup import Setup
+from learning.policy.stops import Diverged
+from learning.training.packing import Group, pack
+from learning.training.rollouts import Prompt
+from learning.training.stage import Stage
 from tests.learning.packing_cases import tiny_llama
 from tests.learning.ppo_loop import (
     SamplingEngine,

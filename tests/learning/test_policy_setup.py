@@ -1,7 +1,7 @@
 """The text on which forgetting is measured, as the model is given it."""
 
-from learning.policy_setup import retention_text
-from learning.pretraining_text import draw, held_out_texts, sequences
+from learning.policy.setup import retention_text
+from learning.training.pretraining_text import draw, held_out_texts, sequences
 
 
 def spell(text: str) -> list[int]:

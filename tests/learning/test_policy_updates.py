@@ -3,11 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learning.experience import answer_scores, row_values
-from learning.models import scores
-from learning.optimizer import MasterAdamW
-from learning.packing import Group, pack
-from learning.policy_updates import (
+from learning.policy.experience import answer_scores, row_values
+from learning.policy.updates import (
     calibrated_ptx_coef,
     policy_step,
     ppo_gradient,
@@ -16,7 +13,10 @@ from learning.policy_updates import (
     text_loss,
     value_step,
 )
-from learning.rollouts import finished_groups, layouts
+from learning.training.models import scores
+from learning.training.optimizer import MasterAdamW
+from learning.training.packing import Group, pack
+from learning.training.rollouts import finished_groups, layouts
 from tests.learning.packing_cases import tiny_llama
 from tests.learning.ppo_cases import (
     EACH_ALONE,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from learning.ppo_losses import (
+from learning.policy.ppo_losses import (
     importance_weights,
     policy_loss,
     pretraining_loss,

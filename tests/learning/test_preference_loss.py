@@ -10,7 +10,7 @@ import types
 import pytest
 import torch
 
-from learning.preference_loss import (
+from learning.reward_model.preference_loss import (
     count_right,
     num_untied_pairs,
     ranking_loss,

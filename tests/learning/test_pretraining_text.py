@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from learning.pretraining_text import draw, held_out_texts, is_prose, mix_texts, sequences
+from learning.training.pretraining_text import draw, held_out_texts, is_prose, mix_texts, sequences
 
 
 def spell(text: str) -> list[int]:

@@ -11,10 +11,10 @@ from core import keys, lineage, registry
 from core import lease as lease_record
 from core.errors import CorruptVersion, LeaseLost, StartError
 from core.versions import verify, verify_signature, weights_sha256
-from learning import publish as publishing
-from learning.folders import Folders
-from learning.lease_keeper import leased
-from learning.publish import (
+from learning.rounds import publish as publishing
+from learning.rounds.folders import Folders
+from learning.rounds.lease_keeper import leased
+from learning.rounds.publish import (
     keep_reward_model,
     place_version,
     promote_once,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from learning import regression_lm_eval
-from learning.regression_lm_eval import read_samples, task_marks
-from learning.stage import NotEnoughData
+from learning.evaluation import regression_lm_eval
+from learning.evaluation.regression_lm_eval import read_samples, task_marks
+from learning.training.stage import NotEnoughData
 
 PLAYED = """
 import json, pathlib, sys

@@ -10,10 +10,10 @@ from scipy.stats import binomtest
 from transformers import AutoTokenizer
 
 from core.errors import Unprocessable
-from learning.packing import Group
-from learning.regression_scoring import chosen, exam_of, marks, regressions
-from learning.regression_suites import BUNDLED, Item, is_right, read_suite, read_suites
-from learning.regressions import compared, is_worse
+from learning.evaluation.regression_scoring import chosen, exam_of, marks, regressions
+from learning.evaluation.regression_suites import BUNDLED, Item, is_right, read_suite, read_suites
+from learning.gate.regressions import compared, is_worse
+from learning.training.packing import Group
 from tests.learning.packing_cases import tiny_llama
 from tests.tiny_model import default_model
 

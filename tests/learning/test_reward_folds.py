@@ -3,10 +3,10 @@
 import pytest
 
 from core.hyperparameters import RewardModelSettings
-from learning.dataset import RankedGroup, Ranking
-from learning.packing import Group
-from learning.reward_folds import across_raters
-from learning.stage import Interrupted, Stage
+from learning.reward_model.dataset import RankedGroup, Ranking
+from learning.reward_model.folds import across_raters
+from learning.training.packing import Group
+from learning.training.stage import Interrupted, Stage
 from tests.tiny_model import make_tiny_model
 
 

@@ -4,10 +4,9 @@ import random
 
 import pytest
 
-from learning.dataset import RankedGroup, Ranking
-from learning.packing import Group
-from learning.reward_folds import summary
-from learning.reward_raters import (
+from learning.reward_model.dataset import RankedGroup, Ranking
+from learning.reward_model.folds import summary
+from learning.reward_model.raters import (
     LEAST_WEIGHT,
     as_heldout,
     rater_groups,
@@ -16,7 +15,8 @@ from learning.reward_raters import (
     weighted,
     without,
 )
-from learning.reward_training import trained_rankings
+from learning.reward_model.steps import trained_rankings
+from learning.training.packing import Group
 
 
 def _said(rater, *ranks, answers=None, heldout=False):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from learning.dataset import RankedGroup, Ranking
-from learning.packing import Group
-from learning.reward_report import calibration, favourites, features_of, regressed, vader
+from learning.reward_model.dataset import RankedGroup, Ranking
+from learning.reward_model.report import calibration, favourites, features_of, regressed, vader
+from learning.training.packing import Group
 
 
 def _ranked(*rankings):

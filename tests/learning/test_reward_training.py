@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from core.hyperparameters import RewardModelSettings
-from learning.dataset import Judgement, RankedGroup, Ranking
-from learning.models import RewardModel, scores
-from learning.packing import Group, pack
-from learning.preference_loss import ranking_loss, threshold_loss
-from learning.reward_training import (
+from learning.reward_model.dataset import Judgement, RankedGroup, Ranking
+from learning.reward_model.preference_loss import ranking_loss, threshold_loss
+from learning.reward_model.steps import (
     Batch,
     Cuts,
     Evaluation,
@@ -22,6 +20,8 @@ from learning.reward_training import (
     shuffle_labels,
     trained_rankings,
 )
+from learning.training.models import RewardModel, scores
+from learning.training.packing import Group, pack
 from tests.learning.packing_cases import GROUPS, tiny_classifier
 
 SETTINGS = RewardModelSettings(epochs=3, batch_prompts=2, token_budget=99, thumb_weight=0.1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learning.rewards import adapted_kl_coef, replace_unfinished, token_rewards
+from learning.policy.rewards import adapted_kl_coef, replace_unfinished, token_rewards
 from tests.learning.ppo_references import (
     trl_adaptive_controller,
     trl_core,

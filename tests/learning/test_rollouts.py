@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.engine.client import Sample
-from learning.rollouts import (
+from learning.training.rollouts import (
     Prompt,
     finished_groups,
     layouts,

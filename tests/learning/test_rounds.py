@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import Unprocessable
 from core.records import SFT_STAGES, STAGES, Run
-from learning.rounds import (
+from learning.rounds.decisions import (
     RETRY_DELAYS,
     Facts,
     after_failure,

@@ -22,11 +22,11 @@ from core.records import SFT_STAGES, STAGES
 from core.redis_client import connect
 from core.settings import RetentionSettings
 from core.versions import weights_sha256
-from learning import judging
-from learning.labeling_worth import read_disagreement
-from learning.publish import reward_model_cards
-from learning.runner import advance, run_inline
-from learning.work import Work
+from learning.reward_model.labeling_worth import read_disagreement
+from learning.rounds import judging
+from learning.rounds.publish import reward_model_cards
+from learning.rounds.runner import advance, run_inline
+from learning.rounds.work import Work
 from tests.conftest import eventually
 from tests.learning.loop_rig import Rig, furnish, kill
 
@@ -348,7 +348,8 @@ async def test_a_run_without_a_worker_is_run_to_its_end_here(rig, redis):
 
 
 INLINE = (
-    "import json, sys; from core.settings import Settings; from learning.runner import run_inline;"
+    "import json, sys; from core.settings import Settings;"
+    "from learning.rounds.runner import run_inline;"
     "run = run_inline(Settings(**json.loads(sys.argv[1]))); print(run.outcome)"
 )
 

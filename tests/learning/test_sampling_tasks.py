@@ -12,10 +12,10 @@ from core.records import Answer, Feedback, Output, Replica
 from core.settings import Settings
 from feedback import labeling, store
 from feedback.labeling_supply import RUN
-from learning.folders import Folders
-from learning.labeling_stock import missing
-from learning.sampling_tasks import PRIORITY, fill_stock, sampling_due
-from learning.work import Work
+from learning.rounds.folders import Folders
+from learning.rounds.work import Work
+from learning.worker.labeling_stock import missing
+from learning.worker.sampling_tasks import PRIORITY, fill_stock, sampling_due
 from tests.feedback.factory import EmailFilter, completion
 from tests.feedback.test_labeling import task as ranking_task
 

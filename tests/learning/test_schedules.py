@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learning.schedules import ema_decay, warmup_factor
+from learning.training.schedules import ema_decay, warmup_factor
 
 
 def test_the_warm_up_climbs_in_a_line_from_a_tenth_and_then_stays() -> None:

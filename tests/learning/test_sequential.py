@@ -8,7 +8,7 @@ from ville.evalues import combine
 from ville.means import BettingCS
 from ville.proportions import BernoulliTest
 
-from learning.sequential import (
+from learning.canary.sequential import (
     STAKES,
     Observations,
     confidence_sequence,

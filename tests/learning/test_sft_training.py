@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from learning.models import load_policy
-from learning.packing import Group
-from learning.sft_training import (
+from learning.sft.steps import (
     add_gradient,
     batches,
     mean_loss,
     residual_dropout,
     with_pretraining_text,
 )
+from learning.training.models import load_policy
+from learning.training.packing import Group
 from tests.tiny_model import make_tiny_model
 
 EXAMPLES = [

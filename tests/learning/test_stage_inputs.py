@@ -6,8 +6,8 @@ import pytest
 
 from core.errors import Unprocessable
 from core.records import STAGES, Run
-from learning.folders import Folders
-from learning.stage_inputs import CHILD_STAGES, Sources, choose_sources, stage_inputs
+from learning.rounds.folders import Folders
+from learning.rounds.stage_inputs import CHILD_STAGES, Sources, choose_sources, stage_inputs
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from celery import Celery
 
 from core.errors import StartError
 from core.settings import Settings
-from learning import tasks
-from learning.tasks import CONTROL, LEARNING, configuration
+from learning.worker import tasks
+from learning.worker.tasks import CONTROL, LEARNING, configuration
 
 
 def test_a_worker_never_imports_torch():
     code = (
-        "import sys, learning.tasks; heavy = {'torch', 'transformers', 'vllm', 'spacy'};"
+        "import sys, learning.worker.tasks; heavy = {'torch', 'transformers', 'vllm', 'spacy'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

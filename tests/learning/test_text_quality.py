@@ -1,7 +1,7 @@
 import pytest
 
-from learning.pretraining_text import held_out_texts
-from learning.text_quality import Limits, is_broken, quality
+from learning.training.pretraining_text import held_out_texts
+from learning.training.text_quality import Limits, is_broken, quality
 
 
 def test_measures_of_a_short_text_by_hand() -> None:

@@ -9,7 +9,7 @@ from core import audit_log, keys, lease, loop
 from core.settings import Settings
 from deploy.up import without_rounds
 from feedback import quarantine
-from learning.ticking import due_tasks
+from learning.worker.ticking import due_tasks
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learning.toxicity import is_toxic, toxicity_rise
+from learning.gate.toxicity import is_toxic, toxicity_rise
 
 ABUSIVE = "You stupid moron."
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learning.policy_run import changed_share
-from learning.stage import EXIT_CHECKPOINTED, EXIT_NOT_ENOUGH_DATA
+from learning.policy.run import changed_share
+from learning.training.stage import EXIT_CHECKPOINTED, EXIT_NOT_ENOUGH_DATA
 from tests.learning.policy_stage import (
     POLICY,
     engines,
@@ -24,7 +24,7 @@ from tests.learning.policy_stage import (
 )
 from tests.learning.snapshot_folder import write_snapshot
 
-MODULE = "learning.train_policy"
+MODULE = "learning.policy.train"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from learning import train_policy
-from learning.policy_run import (
+from learning.policy import train as train_policy
+from learning.policy.run import (
     changed_share,
     export,
     load_checkpoint,
     save_checkpoint,
     update_average,
 )
-from learning.policy_stops import Diverged
-from learning.stage import Interrupted
-from learning.train_policy import step_plan
+from learning.policy.stops import Diverged
+from learning.policy.train import step_plan
+from learning.training.stage import Interrupted
 from tests.learning.packing_cases import VOCABULARY, tiny_llama
 from tests.learning.ppo_loop import (
     SETTINGS,

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from core.hyperparameters import RewardModelSettings
-from learning.dataset import read_feedback
-from learning.disagreement import FILE, disagreement, load_heads
-from learning.labeling_worth import publish_disagreement, read_disagreement
-from learning.models import load_reward_model
-from learning.reward_training import featured_rows, scored_rows
-from learning.reward_unranked import unranked as unranked_groups
-from learning.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_NOT_ENOUGH_DATA
+from learning.reward_model.dataset import read_feedback
+from learning.reward_model.disagreement import FILE, disagreement, load_heads
+from learning.reward_model.labeling_worth import publish_disagreement, read_disagreement
+from learning.reward_model.steps import featured_rows, scored_rows
+from learning.reward_model.unranked import unranked as unranked_groups
+from learning.training.models import load_reward_model
+from learning.training.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_NOT_ENOUGH_DATA
 from tests.learning.snapshot_folder import ranking, rating, unranked, write_snapshot
 from tests.tiny_model import make_tiny_model
 
@@ -96,7 +96,7 @@ def _stage(folder, anchor, snapshot, **changes):
 def _start(folder):
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "learning.train_reward_model", str(folder)],
+            [sys.executable, "-m", "learning.reward_model.train", str(folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_WAIT_POLICY": "passive"},

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from core.hyperparameters import SftSettings
-from learning.models import init_reward_model, save_reward_model
-from learning.stage import EXIT_CHECKPOINTED, EXIT_NOT_ENOUGH_DATA
+from learning.training.models import init_reward_model, save_reward_model
+from learning.training.stage import EXIT_CHECKPOINTED, EXIT_NOT_ENOUGH_DATA
 from tests.learning.policy_stage import finish, prepare, run, start, wait_for_progress
 from tests.learning.snapshot_folder import chat, demonstration, write_snapshot
 from tests.tiny_model import make_tiny_model
 
-MODULE = "learning.train_sft"
+MODULE = "learning.sft.train"
 SETTINGS = SftSettings(
     epochs=3,
     learning_rate=2e-3,

@@ -5,7 +5,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from feedback.tables import SCHEMAS
-from learning.trained_on import feedback_trained_on
+from learning.rounds.trained_on import feedback_trained_on
 
 
 def said(name, *, split="train", heldout=False, **more):

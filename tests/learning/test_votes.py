@@ -7,8 +7,8 @@ import pytest
 from core import keys
 from core.records import Run
 from feedback.labeling import next_task, tasks_of
-from learning.comparisons import Comparison
-from learning.votes import advance_votes, read_votes
+from learning.gate.comparisons import Comparison
+from learning.rounds.votes import advance_votes, read_votes
 from tests.learning.loop_rig import completion, vote_on_all
 
 RUN = Run(id="r1", stages=("vote", "gate"), created_at=0.0, stage="vote")

@@ -13,9 +13,9 @@ import pytest
 from core import keys, registry
 from core.errors import StartError
 from core.settings import Settings, load_settings
-from learning import webhooks
-from learning.ticking import due_tasks
-from learning.webhooks import Place, events_of, message, send_what_is_due, webhooks_due
+from learning.worker import webhooks
+from learning.worker.ticking import due_tasks
+from learning.worker.webhooks import Place, events_of, message, send_what_is_due, webhooks_due
 
 WHO, WHY = "ann@example.org (command line)", "Ann said that it is rude"
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from learning.winrate import bootstrap_interval, per_user, points, win_rate
+from learning.gate.winrate import bootstrap_interval, per_user, points, win_rate
 
 
 def test_points_are_one_for_a_win_a_half_for_a_tie_and_none_for_a_loss() -> None:

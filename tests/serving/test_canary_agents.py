@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from core import canary, keys, loop, registry
-from learning.canary_watch import look
+from learning.canary.watch import look
 from tests.conftest import eventually
 from tests.serving.swap_rig import swap_rig
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from core.hyperparameters import GateSettings
-from learning.comparisons import Comparison
-from learning.gate import judge
-from learning.gate_limits import Evidence
-from learning.winrate import bootstrap_interval
+from learning.gate.comparisons import Comparison
+from learning.gate.gate import judge
+from learning.gate.limits import Evidence
+from learning.gate.winrate import bootstrap_interval
 
 pytestmark = [pytest.mark.soak]
 USERS = 60

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learning.sequential import confidence_sequence
+from learning.canary.sequential import confidence_sequence
 from tests.learning.sequential_runs import first_crossings, paired_votes, share_above, users
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from learning import stage as frame
-from learning.stage import Interrupted, NotEnoughData, Stage
+from learning.training import stage as frame
+from learning.training.stage import Interrupted, NotEnoughData, Stage
 
 STEPS = 10
 
@@ -60,7 +60,7 @@ def evaluate(stage: Stage) -> dict:
 
 
 def suite() -> dict:
-    """As learning/regressions.py has it."""
+    """As learning/gate/regressions.py has it."""
     shares = {"parent": 0.9, "candidate": 0.85, "change": -0.05, "low": -0.15, "p_value": 0.5}
     return {"suite": "basics", "items": 20, **shares}
 

@@ -1,0 +1,154 @@
+"""Does a stage fit into this machine? Said before it starts, and compared with what it took.
+
+What a backward pass keeps is counted on a short row of the very model, not guessed from its shape,
+and scaled to the token budget; what Adam will hold follows from the weights that learn. Knows no
+losses; the stages ask once their models are loaded, and report the peak at their end.
+"""
+
+import ctypes
+import gc
+import math
+import resource
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from core.errors import InstructLoopError
+from learning.training.packing import Group, attend, pack
+
+GIB = 1 << 30
+OPTIMISER_BYTES = 16
+"""For each weight that learns: gradient, master and two moments in fp32."""
+LOGIT_BYTES = 12
+"""For each token of a chunk and word of the vocabulary: logits, and their softmax, in fp32."""
+_PROBE_TOKENS = 64
+_SMALLEST_BUDGET = 64
+_SPARE = 1.1
+"""What allocators and libraries take on top."""
+
+
+class NotEnoughMemory(InstructLoopError):
+    """The stage would not fit; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a stage will take at its peak, in bytes."""
+
+    held: int
+    """In use already, models included."""
+    optimiser: int
+    """Of Adam and the gradients, still to come."""
+    per_token: float
+    """Kept for the backward pass, for each token of a row."""
+    logits: int
+    """Of one chunk."""
+    token_budget: int
+
+    @property
+    def total(self) -> int:
+        """All of it together, with something to spare."""
+        kept = math.ceil(self.per_token * self.token_budget)
+        return self.held + math.ceil(_SPARE * (self.optimiser + kept + self.logits))
+
+    def largest_budget(self, available: int) -> int:
+        """The token budget that fits into so many bytes; 0 or less where none does."""
+        room = (available - self.held) / _SPARE - self.optimiser - self.logits
+        return math.floor(room / self.per_token)
+
+
+def need_of(
+    models: Iterable[nn.Module],
+    learning: PreTrainedModel,
+    *,
+    token_budget: int,
+    chunk: int = 256,
+    processes: int = 1,
+) -> Need:
+    """What training takes: `models` are all that learn, `learning` is the largest of them.
+
+    With several processes it is what each takes: what the optimiser holds is divided among them,
+    and the whole model, which is counted before that, stands for the layers put together.
+    """
+    trained = sum(p.numel() for model in models for p in model.parameters() if p.requires_grad)
+    return Need(
+        held=held_bytes(learning.device),
+        optimiser=math.ceil(OPTIMISER_BYTES * trained / processes),
+        per_token=activation_bytes_per_token(learning),
+        logits=LOGIT_BYTES * chunk * int(learning.config.vocab_size),
+        token_budget=token_budget,
+    )
+
+
+def require_room(need: Need, available: int) -> None:
+    """Raises NotEnoughMemory where a stage does not fit into `available` bytes."""
+    if need.total <= available:
+        return
+    largest = need.largest_budget(available)
+    advice = (
+        f"lower token_budget from {need.token_budget} to {largest}"
+        if largest >= _SMALLEST_BUDGET
+        else "take a smaller model, or freeze more of its layers"
+    )
+    raise NotEnoughMemory(
+        f"this needs {need.total / GIB:.1f} GiB and there are {available / GIB:.1f}: {advice}"
+    )
+
+
+def activation_bytes_per_token(model: PreTrainedModel) -> float:
+    """Bytes that a forward pass of the body keeps for its backward pass, for each token.
+
+    Counted by torch's own hooks on a row of 64 tokens; storages that several operations keep
+    count once, and weights do not.
+    """
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}  # address of a storage to its bytes
+    alive: list[Tensor] = []  # so that no address is used again
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    vocabulary = int(model.config.vocab_size)
+    ids = [n % vocabulary for n in range(_PROBE_TOKENS)]
+    row = pack([Group(prompt=ids[:1], answers=[ids[1:]])], token_budget=_PROBE_TOKENS)[0]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attend(model, row.to(model.device))
+    return sum(kept.values()) / _PROBE_TOKENS
+
+
+def available_bytes(device: torch.device, *, processes: int = 1) -> int:
+    """What a process may hold altogether: what is free, and what it has already.
+
+    `processes` of the stage are on this machine: those without a GPU each share its memory.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device)
+    return int(psutil.virtual_memory().available) // processes + held_bytes(device)
+
+
+def held_bytes(device: torch.device) -> int:
+    """What this process holds on a device now."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that it is not counted
+    return int(psutil.Process().memory_info().rss)
+
+
+def memory_figures(need: Need, device: torch.device) -> dict[str, Any]:
+    """Predicted and real peak, in GiB, for the stage's figures."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"predicted_gib": round(need.total / GIB, 2), "peak_gib": round(peak / GIB, 2)}

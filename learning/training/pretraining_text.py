@@ -1,0 +1,84 @@
+"""Real text that is on every machine: for the pretraining term, and to measure retention on.
+
+The pretraining mix comes from the reference topics of the Python language (`pydoc_data.topics`).
+Retention is measured on another kind of English, far from it: the prose of the licences that come
+with packages this project always installs, each paragraph once. So what the mix teaches does not
+show there, and what is forgotten does. Both are cut into sequences of token ids, the same ones
+wherever the locked versions are installed. Knows no model; learning/policy/train.py and
+learning/evaluation/evaluate.py read it.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import distribution
+from pydoc_data.topics import topics
+
+Encode = Callable[[str], list[int]]
+
+HELD_OUT_DISTRIBUTIONS = (
+    "accelerate", "matplotlib", "numpy", "orjson", "pyarrow", "python-stdnum",
+)  # fmt: skip
+"""Their licences differ: Apache, fonts and PSF, GPL with an exception, MPL, a collection, LGPL."""
+_LICENCE = re.compile(r"\.dist-info/.*(licen[cs]e|notice|copying)", re.IGNORECASE)
+_NOT_PROSE = re.compile(r"://|::|[<>|{}=\\]|-{3}|\*{2}")
+_WORD = re.compile(r"[(\"“‘']*[A-Za-z][A-Za-z'’-]*[.,;:!?)\"”’']*")
+_FEWEST_WORDS = 25
+_SHARE_OF_WORDS = 0.9
+_OPENING = 60
+"""Letters by which a paragraph is known again: licences repeat each other with other names."""
+
+
+def mix_texts() -> list[str]:
+    """The texts of the pretraining mix, in a fixed order."""
+    return [topics[name] for name in sorted(topics)]
+
+
+def held_out_texts() -> list[str]:
+    """Prose that is never in the mix, one text for each distribution, in a fixed order."""
+    seen: set[str] = set()
+    texts = []
+    for name in HELD_OUT_DISTRIBUTIONS:
+        new = []
+        for paragraph in _paragraphs(name):
+            opening = re.sub(r"[^a-z]", "", paragraph.lower())[:_OPENING]
+            if is_prose(paragraph) and opening not in seen:
+                seen.add(opening)
+                new.append(paragraph)
+        texts.append("\n\n".join(new))
+    return texts
+
+
+def _paragraphs(name: str) -> Iterator[str]:
+    """Every paragraph of a distribution's licences on one line, files by name."""
+    files = [file for file in distribution(name).files or [] if _LICENCE.search(str(file))]
+    for file in sorted(files, key=str):
+        text = file.read_binary().decode(errors="replace")
+        yield from (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+
+
+def is_prose(paragraph: str) -> bool:
+    """Whether a paragraph is sentences: long enough, and almost all of it plain words."""
+    pieces = paragraph.split()
+    if len(pieces) < _FEWEST_WORDS or _NOT_PROSE.search(paragraph):
+        return False
+    words = sum(_WORD.fullmatch(piece) is not None for piece in pieces)
+    return words >= _SHARE_OF_WORDS * len(pieces)
+
+
+def sequences(texts: Sequence[str], encode: Encode, *, length: int) -> list[list[int]]:
+    """Every text cut into pieces of exactly `length` tokens; a shorter rest is dropped.
+
+    `encode` turns text into ids without special tokens. A piece never spans two texts.
+    """
+    pieces: list[list[int]] = []
+    for text in texts:
+        ids = encode(text)
+        pieces += [ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
+    return pieces
+
+
+def draw(pieces: Sequence[list[int]], *, count: int, seed: int) -> list[list[int]]:
+    """`count` different sequences (fewer if there are fewer), chosen by the seed alone."""
+    order = random.Random(seed)
+    return order.sample(list(pieces), min(count, len(pieces)))

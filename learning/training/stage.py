@@ -1,0 +1,137 @@
+"""The frame of a stage: a child process that reads a folder, writes a folder, and can be killed.
+
+The parent (learning/rounds/runner.py) writes `stage.json` with the inputs; the child reports
+through `progress.json`, and its result appears at once by renaming `out.partial` to `out`. A child
+knows no Redis and holds no key. It dies with its parent, and on SIGTERM it checkpoints and leaves
+with exit code 75, so that the next start resumes. Of several processes
+(learning/training/distributed.py) the first one writes.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from core.errors import InstructLoopError
+from core.process import die_with_parent, leave_no_core_dump, run_when_idle
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_NOT_ENOUGH_DATA = 3
+EXIT_CHECKPOINTED = 75  # EX_TEMPFAIL of sysexits.h: try again, nothing is lost
+
+
+class Interrupted(InstructLoopError):
+    """SIGTERM arrived; the stage has checkpointed and may be started again."""
+
+
+class NotEnoughData(InstructLoopError):
+    """The data cannot carry this stage; the message says what is missing."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """What a stage's main function is given."""
+
+    folder: Path
+    inputs: dict[str, Any]
+    stopping: bool = False
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes: the first of those torchrun started."""
+        return os.environ.get("RANK", "0") == "0"
+
+    @property
+    def partial(self) -> Path:
+        """Where the result is being written."""
+        return self.folder / "out.partial"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file or folder of the last checkpoint; the stage writes it atomically itself."""
+        return self.folder / "checkpoint"
+
+    def path(self, name: str) -> Path:
+        """An input that is a path."""
+        return Path(self.inputs[name])
+
+    def progress(self, fraction: float, message: str, **figures: float) -> None:
+        """Say how far the stage is (0..1), for the parent, people and metrics."""
+        if not self.writes:
+            return
+        write_json(
+            self.folder / "progress.json",
+            {
+                "fraction": round(min(max(fraction, 0.0), 1.0), 4),
+                "message": message,
+                "seconds": round(time.monotonic() - self._started, 1),
+                "figures": figures,
+            },
+        )
+        print(f"{fraction:6.1%} {message} {_brief(figures)}".rstrip(), flush=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(json.dumps(value, indent=1, sort_keys=True))
+    os.replace(beside, path)
+
+
+def run(main: Callable[[Stage], dict[str, Any]]) -> None:
+    """Run a stage named on the command line and leave with one of the exit codes above.
+
+    `main` writes its files under `stage.partial` and returns the figures of the stage, which end
+    up in `out/figures.json`.
+    """
+    folder = Path(sys.argv[1]).resolve()
+    stage = Stage(folder=folder, inputs=json.loads((folder / "stage.json").read_text()))
+    _prepare_process(stage)
+    sys.exit(_run(stage, main))
+
+
+def _run(stage: Stage, main: Callable[[Stage], dict[str, Any]]) -> int:
+    if (stage.folder / "out").is_dir():
+        return EXIT_DONE
+    if stage.writes:
+        shutil.rmtree(stage.partial, ignore_errors=True)
+        stage.partial.mkdir(parents=True)
+    try:
+        figures = main(stage)
+    except Interrupted:
+        return EXIT_CHECKPOINTED
+    except NotEnoughData as refusal:
+        if stage.writes:
+            write_json(stage.folder / "refusal.json", {"reason": refusal.message})
+        return EXIT_NOT_ENOUGH_DATA
+    if stage.writes:
+        write_json(stage.partial / "figures.json", figures)
+        os.replace(stage.partial, stage.folder / "out")
+    return EXIT_DONE
+
+
+def _prepare_process(stage: Stage) -> None:
+    """Die with the parent, checkpoint on SIGTERM, and let serving have the cores first."""
+    die_with_parent()
+    leave_no_core_dump()
+
+    def on_sigterm(_number: int, _frame: FrameType | None) -> None:
+        stage.stopping = True
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    if stage.inputs.get("idle_priority"):
+        run_when_idle()
+
+
+def _brief(figures: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in figures.items())
