@@ -166,9 +166,12 @@ class PolicySettings(Group):
     """Nats per token between the policy and the one that wrote the answers, beyond which the
     iteration makes no further step; unset: all steps are made."""
     checkpoints_kept: int = Field(3, ge=1)
-    """Last iterations whose weights may be released; the better one on validation prompts is."""
-    validation_prompts: int = Field(24, ge=1)
-    """Held-out users' prompts that choose among them, by score less beta times KL."""
+    """Last iterations whose weight averages may be released, beside the last weights themselves and
+    the points on the lines between. 1: the average of the last iteration, unasked, as in the
+    paper."""
+    validation_prompts: int = Field(32, ge=1)
+    """Held-out users' prompts that choose among them: within `stop_kl_per_token`, by score less
+    beta times KL."""
     importance_cap: Positive = 2.0
     """C of the truncated importance correction between engine and trainer."""
     ema_half_life_fraction: Fraction = 0.1
@@ -193,7 +196,7 @@ class EvaluationSettings(Group):
     max_new_tokens: int = Field(40, ge=1)
     """Longest answer."""
     votes_wait_seconds: int = Field(600, ge=0)
-    """How long the gate waits for held-out raters before the reward model stands in."""
+    """How long the gate waits for the votes of held-out raters; then it judges by what there is."""
     best_of: int = Field(8, ge=2)
     """N of best-of-N, the ceiling that the reward model promises."""
 
@@ -203,6 +206,9 @@ class GateSettings(Group):
 
     min_users: int = Field(40, ge=2)
     """Fewer users cannot carry an interval: not enough data."""
+    require_votes: bool = True
+    """Whether people have to have voted on prompts of so many users. Where they need not, the
+    reward model, whose own taste the candidate has learned, stands in for them."""
     alpha: Positive = 0.05
     """Spent over repeated attempts on the same parent: attempt n gets alpha / 2**n."""
     min_win_rate: Fraction = 0.5
@@ -254,6 +260,9 @@ class LearningSettings(Group):
     """OpenMP threads of a stage; 0 takes all cores."""
     idle_priority: bool = True
     """Stages run under SCHED_IDLE, so that serving comes first."""
+    rollout_engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What samples answers for a stage. `transformers` does so in the stage's own process, slower;
+    `auto` takes it where vLLM is not installed."""
     seed: int = 0
     """Of every random choice in learning."""
     min_new_comparisons: int = Field(500, ge=1)
@@ -313,7 +322,7 @@ PAPER: dict[str, Any] = {
         "token_budget": 16_384,
         "checkpoint_every": 10,
     },
-    "evaluation": {"max_new_tokens": 1024, "prompts": 1000},
+    "evaluation": {"max_new_tokens": 1024, "prompts": 1000, "votes_wait_seconds": 86_400},
 }
 """What the `paper` profile changes, for GPUs. The policy's peak rate is not printed in the paper;
 9.65e-6 lies within its sweep for 1.3B and 6B."""

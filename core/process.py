@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER, _LARGEST = -1, 2**31 - 1
 
 
 def wrapped(command: Sequence[str], *, idle_priority: bool = False) -> list[str]:
@@ -36,6 +38,17 @@ def die_with_parent() -> None:
 def leave_no_core_dump() -> None:
     """A core dump would hold prompts in the clear."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep what is freed for the next request; returns whether it does (glibc).
+
+    By default every large block comes fresh from the kernel, page by page and filled with zeros,
+    and goes back at once: a third of the time of a training step, whose blocks are all alike.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    wanted = ((_M_MMAP_THRESHOLD, _LARGEST), (_M_TRIM_THRESHOLD, _NEVER))
+    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in wanted)
 
 
 def run_when_idle() -> None:

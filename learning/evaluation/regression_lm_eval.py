@@ -16,9 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from core.process import wrapped
+from learning.training.distributed import device
 from learning.training.stage import NotEnoughData
 
 _METRICS = ("acc", "exact_match")
@@ -86,6 +85,6 @@ def _command(model: Path, tasks: Sequence[str], *, limit: int, out: Path) -> lis
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf"),
         *("--model_args", f"pretrained={model},dtype=bfloat16"),
         *("--tasks", ",".join(tasks), "--limit", str(limit), "--batch_size", "8"),
-        *("--device", "cuda" if torch.cuda.is_available() else "cpu"),
+        *("--device", device().type),
         *("--output_path", str(out), "--log_samples"),
     ]

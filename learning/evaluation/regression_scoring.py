@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from learning.evaluation.regression_suites import (
@@ -50,9 +51,17 @@ def exam_of(suites: Sequence[Suite], tokenizer: PreTrainedTokenizerBase) -> Exam
     )
 
 
-@torch.no_grad()
 def chosen(model: PreTrainedModel, groups: Sequence[Group], *, token_budget: int) -> list[int]:
     """For each group the place of the answer that is most likely per token."""
+    found = choice_logprobs(model, groups, token_budget=token_budget)
+    return [int((sums / tokens).argmax()) for sums, tokens in found]
+
+
+@torch.no_grad()
+def choice_logprobs(
+    model: PreTrainedModel, groups: Sequence[Group], *, token_budget: int
+) -> list[tuple[Tensor, Tensor]]:
+    """For each group the log-probability of every answer and its tokens, (num_answers,) both."""
     counts = [len(group.answers) for group in groups]
     sums = torch.zeros(sum(counts))  # (num_answers,)
     tokens = torch.zeros(sum(counts))
@@ -61,8 +70,7 @@ def chosen(model: PreTrainedModel, groups: Sequence[Group], *, token_budget: int
         index = row.answer_index[row.answer_mask].cpu()
         sums.index_add_(0, index, logprobs.float().cpu())
         tokens.index_add_(0, index, torch.ones(len(index)))
-    means = torch.split(sums / tokens, counts)
-    return [int(part.argmax()) for part in means]
+    return list(zip(torch.split(sums, counts), torch.split(tokens, counts), strict=True))
 
 
 def marks(

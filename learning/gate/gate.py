@@ -1,9 +1,10 @@
 """May a candidate go live? Figures and votes in, a verdict with reasons out.
 
-Held-out raters decide where enough users' prompts were voted on; else the reward model stands in,
-and the reasons say so. Too few users is a verdict of its own. Repeated attempts on one parent share
-one alpha. Pure: knows no store, and registers nothing (learning/rounds/publish.py does). What fails
-a candidate whoever likes it is in learning/gate/limits.py.
+Held-out raters decide, on the prompts of enough users; too few votes is a verdict of its own. Where
+a setting says that votes are not required the reward model stands in, and the reasons say so.
+Repeated attempts on one parent share one alpha. Pure: knows no store, and registers nothing
+(learning/rounds/publish.py does). What fails a candidate whoever likes it is in
+learning/gate/limits.py.
 """
 
 import math
@@ -124,7 +125,7 @@ def _bars(evidence: Evidence, *, settings: GateSettings, alpha: float, seed: int
     asked = [
         ("", evidence.votes, evidence.proxies, settings.min_win_rate),
         (
-            " to the first policy",
+            " to the anchor",
             evidence.votes_vs_anchor,
             evidence.proxies_vs_anchor,
             settings.min_win_rate_vs_anchor,
@@ -143,12 +144,19 @@ def _conclusion(
     failed: Sequence[str], bars: Sequence[_Bar], settings: GateSettings
 ) -> Literal["pass", "fail", "not_enough_data"]:
     estimates = [bar.estimate for bar in bars]
-    enough = [e is not None and e.users >= settings.min_users for e in estimates]
+    enough = [_is_enough(estimate, settings) for estimate in estimates]
     won = [e is not None and e.low > bar.least for e, bar in zip(estimates, bars, strict=True)]
     lost = any(has and not is_won for has, is_won in zip(enough, won, strict=True))
     if failed or lost:
         return "fail"
     return "pass" if all(enough) else "not_enough_data"
+
+
+def _is_enough(estimate: Estimate | None, settings: GateSettings) -> bool:
+    """Whether a win rate may decide."""
+    if estimate is None or estimate.users < settings.min_users:
+        return False
+    return estimate.judge == "held-out raters" or not settings.require_votes
 
 
 def _estimate(
@@ -222,9 +230,14 @@ def _explain(bar: _Bar, settings: GateSettings) -> list[str]:
     said = [_outcome(bar, estimate, settings)]
     if estimate.judge == "reward model":
         voted = len({vote.user for vote in bar.votes})
+        role = (
+            "the reward model's scores only tell what to expect (learning.gate.require_votes)"
+            if settings.require_votes
+            else "the reward model's scores stand in for them"
+        )
         said.append(
             f"held-out raters voted on prompts of {voted} users, {settings.min_users} are needed: "
-            "the reward model's scores stand in for them"
+            + role
         )
     return said
 

@@ -66,7 +66,7 @@ def _moved_too_far(evidence: Evidence, settings: GateSettings) -> list[str]:
     broken = []
     if not evidence.kl_per_token <= settings.max_kl_per_token:
         broken.append(
-            f"it moved {evidence.kl_per_token:.3f} nats per token from the first policy, "
+            f"it moved {evidence.kl_per_token:.3f} nats per token from the anchor, "
             f"the limit is {settings.max_kl_per_token:.3f}"
         )
     if retention(evidence, settings) == "lost":

@@ -1,56 +1,77 @@
-"""Which weights of a run are released: the last, or earlier ones that did better on new prompts.
+"""Which weights of a run are released: the last, their average, or earlier averages.
 
 A reward model can be pleased in ways that nobody else is, and the longer a run the more it finds
-them. So the averaged weights of the last iterations are kept, and answers to held-out users'
-prompts say which of them has the best objective, score less beta times the KL from the anchor. From
-the last one it goes back as long as the one before is better by more than its standard error. That
-only ranks: people judge what is released. Knows folders and the learner's engine; the run itself is
-learning/policy/train.py's.
+them; an average lags behind, which in a short run costs half of what was learned. So there is a way
+back: from the last weights (0) over the average after the last iteration (1) to those after earlier
+ones (2, 3, ...), with the points on the lines between them. Answers to held-out users' prompts say
+how far to go: to where the KL from the anchor keeps its limit, and from there on as long as the
+next is better by more than its standard error, by score less beta times KL. That only ranks: people
+judge what is released. Knows folders and the learner's engine; the run is learning/policy/train.py.
 """
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learning.policy.experience import answer_scores, policy_logprobs
 from learning.policy.rewards import replace_unfinished
-from learning.policy.run import PolicyRun
+from learning.policy.run import PolicyRun, whole_policy
 from learning.policy.setup import Setup
+from learning.training.distributed import is_first, put, told_by_first, wait
 from learning.training.learner_engine import LearnerEngine, saved_tensors
-from learning.training.rollouts import finished_groups, layouts, rollouts_of
+from learning.training.rollouts import Rollouts, finished_groups, layouts, rollouts_of
 
 _FILE = "model.safetensors"
+_LAST = "last"
+_BETWEEN = "between"
 _SEED = 700_000_001
+_HALVINGS = 2
+"""Of the line on which the KL crosses its limit: each costs an answer to each prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What weights did on the validation prompts."""
+
+    objectives: Tensor
+    """(prompts,): equation 2 without its last term, on one answer to each"""
+    kl_per_token: float
+    """From the anchor, nats"""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The iteration whose weights are released, counted from 1, and what was measured."""
+    """How far back from the last weights those lie that are released, and what was measured."""
 
+    back: float
+    """0: the last weights; 1: their average; 2, 3, ...: the averages of the iterations before"""
     iteration: int
-    objectives: dict[int, float] = field(default_factory=dict)
-    """Mean over validation prompts, by iteration; those that were looked at"""
+    """Counted from 1, of the later one of the weights that they lie between"""
+    measured: dict[float, Measured] = field(default_factory=dict)
+    """By how far back"""
 
 
 def keep_average(run: PolicyRun, folder: Path, *, most: int) -> None:
     """Write the averaged weights as they would be released; older ones than the last `most` go."""
-    target = folder / str(run.iteration)
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(_averaged(run), target / _FILE)
-    for number in kept_iterations(folder)[:-most]:
-        shutil.rmtree(folder / str(number))
+    tensors = _averaged(run)
+    if is_first():
+        _write(tensors, folder / str(run.iteration))
+        for number in kept_iterations(folder)[:-most]:
+            shutil.rmtree(folder / str(number))
+    wait()
 
 
 def kept_iterations(folder: Path) -> list[int]:
-    """The iterations whose weights are there, in order."""
-    return sorted(int(path.parent.name) for path in folder.glob(f"*/{_FILE}"))
+    """The iterations whose averaged weights are there, in order."""
+    names = [path.parent.name for path in folder.glob(f"*/{_FILE}")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def forget_later(folder: Path, iteration: int) -> None:
@@ -60,25 +81,58 @@ def forget_later(folder: Path, iteration: int) -> None:
             shutil.rmtree(folder / str(number))
 
 
-def best_checkpoint(setup: Setup, run: PolicyRun, engine: LearnerEngine, folder: Path) -> Choice:
-    """Look back from the last weights that were kept; nothing is measured where there is no
-    choice."""
+def best_checkpoint(
+    setup: Setup, run: PolicyRun, engine: LearnerEngine | None, folder: Path
+) -> Choice:
+    """Look back from the last weights; nothing is measured where there is no choice."""
     kept = kept_iterations(folder)
-    if len(kept) < 2 or not setup.validation:
-        return Choice(kept[-1] if kept else run.iteration)
-    found: dict[int, Tensor] = {}  # (prompts,) each
+    if not kept or not setup.validation:
+        return Choice(1.0, kept[-1] if kept else run.iteration)
+    last = whole_policy(run)
+    if last is not None:
+        _write(saved_tensors(last), folder / _LAST)
+    wait()
+    places = _places(folder)
+    found: dict[float, Measured] = {}
 
-    def objective(number: int) -> Tensor:
-        if number not in found:
-            found[number] = objectives(setup, run, engine, folder / str(number), str(number))
-        return found[number]
+    def measured(back: float) -> Measured:
+        if back not in found:
+            at = _folder_at(places, back, between=folder / _BETWEEN)
+            found[back] = measure(setup, run, engine, at, f"{back:g}")
+        return found[back]
 
-    best = kept[-1]
-    for earlier in reversed(kept[:-1]):
-        if not is_better(objective(earlier), objective(best)):
+    def keeps_limit(back: float) -> bool:
+        if back == 0.0 and run.stopped is not None:
+            return False  # more answers than here have said so
+        kl = measured(back).kl_per_token
+        return told_by_first(lambda: kl <= setup.settings.stop_kl_per_token)
+
+    best = nearest_within(keeps_limit, furthest=len(places) - 1)
+    for earlier in range(math.floor(best) + 1, len(places)):
+        both = measured(earlier).objectives, measured(best).objectives
+        if not told_by_first(partial(is_better, *both)):
             break
-        best = earlier
-    return Choice(best, {number: float(each.mean()) for number, each in sorted(found.items())})
+        best = float(earlier)
+    number = kept[-max(math.floor(best), 1)]
+    return Choice(best, number, dict(sorted(found.items())))
+
+
+def nearest_within(keeps_limit: Callable[[float], bool], *, furthest: int) -> float:
+    """The least way back at which a limit is kept, to a quarter of the step on which that begins.
+
+    Where it is nowhere kept, the furthest: what is released then is for the gate to refuse.
+    """
+    inside = next((float(at) for at in range(furthest + 1) if keeps_limit(float(at))), None)
+    if inside is None or inside == 0.0:
+        return float(furthest) if inside is None else inside
+    outside = inside - 1.0
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2.0
+        if keeps_limit(middle):
+            inside = middle
+        else:
+            outside = middle
+    return inside
 
 
 def is_better(earlier: Tensor, later: Tensor) -> bool:
@@ -89,20 +143,25 @@ def is_better(earlier: Tensor, later: Tensor) -> bool:
     return float(difference.mean()) > (error if math.isfinite(error) else 0.0)
 
 
-def objectives(
-    setup: Setup, run: PolicyRun, engine: LearnerEngine, folder: Path, name: str
-) -> Tensor:
-    """(prompts,): equation 2 without its last term, on one answer to each validation prompt."""
+def measure(
+    setup: Setup, run: PolicyRun, engine: LearnerEngine | None, folder: Path, name: str
+) -> Measured:
+    """Answer the validation prompts with the weights in a folder: the same seed for all weights."""
     settings = setup.settings
-    engine.load_folder(folder, version=f"checkpoint-{name}")
-    samples = engine.generate(
-        [prompt.ids for prompt in setup.validation],
-        n=1,
-        max_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=setup.seed + _SEED,
-    )
-    rollouts = rollouts_of(setup.validation, samples)
+
+    def asked() -> Rollouts:
+        assert engine is not None, "the first process has it"
+        engine.load_folder(folder, version=f"checkpoint-{name}")
+        samples = engine.generate(
+            [prompt.ids for prompt in setup.validation],
+            n=1,
+            max_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=setup.seed + _SEED,
+        )
+        return rollouts_of(setup.validation, samples)
+
+    rollouts = told_by_first(asked)
     groups = finished_groups(rollouts, end_token=int(setup.tokenizer.eos_token_id))
     scores = answer_scores(run.models.reward_model, groups, token_budget=settings.token_budget)
     paid = replace_unfinished(scores, rollouts.ended, missing_eos_score=settings.missing_eos_score)
@@ -112,37 +171,83 @@ def objectives(
         run.models.reference, rollouts, parts, temperature=settings.temperature
     )
     gaps = torch.where(rollouts.mask, rollouts.engine_logprobs - ref_logprobs, 0.0)
-    return paid - settings.kl_coef * gaps.sum(dim=1)
+    return Measured(
+        objectives=paid - settings.kl_coef * gaps.sum(dim=1),
+        kl_per_token=float(gaps.sum()) / rollouts.num_tokens,
+    )
 
 
 @torch.no_grad()
 def take_back(run: PolicyRun, folder: Path, choice: Choice) -> None:
-    """Make the chosen iteration's weights the run's average, as it stands in the file."""
-    if choice.iteration == max(kept_iterations(folder), default=choice.iteration):
+    """Make the chosen weights the run's average, as they were measured."""
+    if choice.back == 1.0:
         return
     names = _names(run)
-    with safe_open(folder / str(choice.iteration) / _FILE, "pt") as file:
-        for parameter, averaged in zip(run.policy_optimiser.parameters, run.average, strict=True):
-            averaged.copy_(file.get_tensor(names[id(parameter)]))
+    chosen = weights_at(_places(folder), choice.back)
+    for parameter, averaged in zip(run.policy_optimiser.parameters, run.average, strict=True):
+        put(chosen[names[id(parameter)]], averaged)
+
+
+def weights_at(places: Sequence[Path], back: float) -> dict[str, Tensor]:
+    """The weights so far back; between two places the point on the line, found in fp32."""
+    later = load_file(places[math.floor(back)] / _FILE)
+    if back == math.floor(back):
+        return later
+    earlier = load_file(places[math.ceil(back)] / _FILE)
+    share = back - math.floor(back)
+    return {
+        name: torch.lerp(tensor.float(), earlier[name].float(), share).to(tensor.dtype)
+        for name, tensor in later.items()
+    }
+
+
+def _folder_at(places: Sequence[Path], back: float, *, between: Path) -> Path:
+    if back == math.floor(back):
+        return places[math.floor(back)]
+    if is_first():
+        _write(weights_at(places, back), between)
+    return between
+
+
+def _places(folder: Path) -> list[Path]:
+    """The last weights, then the averages, the latest first."""
+    averages = [folder / str(number) for number in reversed(kept_iterations(folder))]
+    return [folder / _LAST, *averages]
+
+
+def _write(tensors: dict[str, Tensor], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / _FILE)
 
 
 def _averaged(run: PolicyRun) -> dict[str, Tensor]:
-    """The policy's tensors by name, with the average in the place of what is trained."""
+    """The policy's tensors by name, with the average in the place of what is trained; nothing in
+    processes but the first."""
     names = _names(run)
-    trained = {
-        names[id(parameter)]: averaged.to(parameter.dtype).cpu().contiguous()
+    by_name = {
+        names[id(parameter)]: averaged
         for parameter, averaged in zip(run.policy_optimiser.parameters, run.average, strict=True)
     }
-    return saved_tensors(run.models.policy) | trained
+    whole = whole_policy(run, instead=by_name)
+    if whole is None:
+        return {}
+    if whole is not run.models.policy:
+        return saved_tensors(whole)
+    dtype = run.models.policy.dtype
+    trained = {name: each.to(dtype).cpu().contiguous() for name, each in by_name.items()}
+    return saved_tensors(whole) | trained
 
 
 def _names(run: PolicyRun) -> dict[int, str]:
     return {id(parameter): name for name, parameter in run.models.policy.named_parameters()}
 
 
-def validation_figures(choice: Choice) -> dict[str, Sequence[float] | float | dict[str, float]]:
+def validation_figures(choice: Choice) -> dict[str, float | dict[str, float]]:
     """What the card says of the choice."""
+    measured = {f"{back:g}": each for back, each in choice.measured.items()}
     return {
         "checkpoint_iteration": float(choice.iteration),
-        "validation_objective": {str(n): value for n, value in choice.objectives.items()},
+        "checkpoint_back": choice.back,
+        "validation_objective": {at: float(m.objectives.mean()) for at, m in measured.items()},
+        "validation_kl_per_token": {at: m.kl_per_token for at, m in measured.items()},
     }

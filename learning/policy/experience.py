@@ -17,9 +17,11 @@ from learning.policy.advantages import advantages_and_returns, masked_mean, whit
 from learning.policy.diagnostics import EngineGap, Kl, engine_gap, kl_estimates
 from learning.policy.ppo_losses import importance_weights
 from learning.policy.rewards import replace_unfinished, token_rewards
+from learning.training.dealing import own_rows, share, take_part
+from learning.training.distributed import device, of_all, through
 from learning.training.logprobs import answer_logprobs
 from learning.training.models import RewardModel, scores, token_scores
-from learning.training.packing import Group, Packed, attend, pack
+from learning.training.packing import Group, Packed, attend
 from learning.training.rollouts import Layout, Rollouts
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -77,7 +79,7 @@ class Experience:
 
 def on_device(model: Model) -> Model:
     """The model itself, moved to the GPU where there is one."""
-    nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    nn.Module.to(model, device())
     return model
 
 
@@ -85,14 +87,19 @@ def on_device(model: Model) -> Model:
 def policy_logprobs(
     model: PreTrainedModel, rollouts: Rollouts, parts: Sequence[Layout], *, temperature: float
 ) -> tuple[Tensor, float]:
-    """The table of log-probabilities under a model, and the mean entropy in nats."""
+    """The table of log-probabilities under a model, and the mean entropy in nats, in all
+    processes."""
     table = torch.zeros(rollouts.mask.shape)  # (num_answers, length)
     entropies = torch.zeros_like(table)
     for layout in parts:
         for row in layout.rows:
-            logprobs, entropy = row_logprobs(model, row, temperature=temperature)
+            logprobs, entropy = through(model, row_logprobs, row, temperature=temperature)
             layout.fill(table, rollouts.mask, row, logprobs)
             layout.fill(entropies, rollouts.mask, row, entropy)
+        take_part(model, row_logprobs, layout.idle, temperature=temperature)
+    own = torch.cat([layout.answers for layout in parts])
+    share(table, own)
+    share(entropies, own)
     return table, float(masked_mean(entropies, rollouts.mask))
 
 
@@ -100,10 +107,15 @@ def policy_logprobs(
 def answer_scores(
     reward_model: RewardModel, groups: Sequence[Group], *, token_budget: int
 ) -> Tensor:
-    """The score of every answer, (num_answers,) in the order of the groups."""
-    device = reward_model.head.device
-    rows = pack(groups, token_budget=token_budget)
-    return torch.cat([scores(reward_model, row.to(device)).cpu() for row in rows])
+    """The score of every answer, (num_answers,) in the order of the groups, in all processes."""
+    found: list[tuple[int, Tensor]] = []
+    for row, places in own_rows(groups, token_budget=token_budget):
+        row_scores = through(reward_model, scores, row.to(reward_model.head.device)).cpu()
+        if places:
+            parts = torch.split(row_scores, [len(groups[place].answers) for place in places])
+            found += zip(places, parts, strict=True)
+    in_order = sorted(of_all(found), key=lambda each: each[0])
+    return torch.cat([group_scores for _, group_scores in in_order])
 
 
 def experience_of(

@@ -1,11 +1,11 @@
 """The state of a PPO run: models, optimisers, the weight average, and where it stands.
 
 A checkpoint holds all of it, between any two optimiser steps, with the answers that the current
-iteration learns from; so a run that was killed goes on where it was. Knows no engine and no
-losses; learning/policy/train.py moves it along.
+iteration learns from; so a run that was killed goes on where it was. Of many processes each keeps
+its parts of the weights (learning/training/distributed.py). Knows no engine and no losses;
+learning/policy/train.py moves it along.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,19 @@ from transformers import PreTrainedModel
 
 from core.hyperparameters import PolicySettings
 from learning.policy.experience import Experience, on_device
+from learning.training import checkpoints
+from learning.training.distributed import (
+    gathered,
+    num_processes,
+    own_part,
+    shard,
+    told_by_first,
+)
+from learning.training.memory import Need, need_of
 from learning.training.models import (
     RewardModel,
     freeze_bottom,
+    layers_of,
     load_policy,
     load_reward_model,
     save_folder,
@@ -28,6 +38,9 @@ from learning.training.models import (
 from learning.training.optimizer import MasterAdamW
 from learning.training.packing import Group
 from learning.training.rollouts import Rollouts
+
+_AVERAGE_BYTES = 4
+"""Of each weight of the policy, in the moving average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,8 @@ class Models:
     reference: PreTrainedModel
     reward_model: RewardModel
     value: RewardModel
+    parent: Path
+    """Where the policy was read from"""
 
 
 @dataclass(slots=True)
@@ -71,19 +86,39 @@ class PolicyRun:
     """Figures of the finished iterations"""
 
 
-def new_run(
+def load_models(
     *, parent: Path, anchor: Path, reward_model: Path, settings: PolicySettings
-) -> PolicyRun:
-    """A run before its first step: the policy from the parent, the value model from the reward
-    model with its bias (appendix C.4)."""
+) -> Models:
+    """The policy from the parent, the value model from the reward model with its bias (C.4)."""
     models = Models(
         policy=on_device(load_policy(parent)),
         reference=on_device(load_policy(anchor).requires_grad_(False)),
         reward_model=on_device(load_reward_model(reward_model).requires_grad_(False)),
         value=on_device(load_reward_model(reward_model)),
+        parent=parent,
     )
     models.value.bias.requires_grad_(True)
     freeze_bottom(models.value, settings.value_frozen_share)
+    return models
+
+
+def memory_need(models: Models, settings: PolicySettings) -> Need:
+    """What a run will take beside the models that are there."""
+    return need_of(
+        [models.policy, models.value],
+        models.policy,
+        token_budget=settings.token_budget,
+        processes=num_processes(),
+        copy_bytes=_AVERAGE_BYTES,
+    )
+
+
+def new_run(models: Models, settings: PolicySettings) -> PolicyRun:
+    """A run before its first step; many processes share the models from now on."""
+    for policy in (models.policy, models.reference):
+        shard(policy, layers_of(policy))
+    for scored in (models.reward_model, models.value):
+        shard(scored, layers_of(scored.classifier), exact=[scored.score])
     policy_optimiser = _optimiser(models.policy, settings)
     return PolicyRun(
         models=models,
@@ -94,6 +129,15 @@ def new_run(
     )
 
 
+def whole_policy(
+    run: PolicyRun, *, instead: dict[str, Tensor] | None = None
+) -> PreTrainedModel | None:
+    """The policy with all of its weights, or others by name, in the first of many processes; None
+    in the rest. Where there is one process it is the policy itself."""
+    parent = run.models.parent
+    return gathered(run.models.policy, lambda: load_policy(parent), instead=instead)
+
+
 def _optimiser(model: torch.nn.Module, settings: PolicySettings) -> MasterAdamW:
     return MasterAdamW(model.parameters(), betas=settings.adam_betas, eps=settings.adam_eps)
 
@@ -101,7 +145,8 @@ def _optimiser(model: torch.nn.Module, settings: PolicySettings) -> MasterAdamW:
 @torch.no_grad()
 def update_average(average: Sequence[Tensor], masters: Sequence[Tensor], *, decay: float) -> None:
     """average = decay x average + (1 - decay) x masters, in place."""
-    torch._foreach_lerp_(list(average), [m.detach() for m in masters], 1.0 - decay)
+    parts = [own_part(averaged) for averaged in average]
+    torch._foreach_lerp_(parts, [own_part(m.detach()) for m in masters], 1.0 - decay)
 
 
 @torch.no_grad()
@@ -113,8 +158,10 @@ def export(run: PolicyRun, folder: Path, *, parent: Path) -> float:
     """
     for parameter, averaged in zip(run.policy_optimiser.parameters, run.average, strict=True):
         parameter.copy_(averaged)
-    save_folder(run.models.policy, folder, tokenizer_from=parent)
-    return changed_share(folder, parent)
+    whole = whole_policy(run)
+    if whole is not None:
+        save_folder(whole, folder, tokenizer_from=parent)
+    return told_by_first(lambda: changed_share(folder, parent))
 
 
 def changed_share(folder: Path, parent: Path) -> float:
@@ -140,55 +187,47 @@ def _by_name(folder: Path) -> dict[str, Path]:
 # --- checkpoints ----------------------------------------------------------------------------
 
 _PLAIN = (
-    "kl_coef", "ptx_coef", "iteration", "step", "policy_steps", "values", "stopped", "figures",
+    "kl_coef", "ptx_coef", "iteration", "step", "policy_steps", "stopped", "figures",
     "step_figures", "history",
 )  # fmt: skip
+_TABLES = ("scores", "logprobs", "ref_logprobs", "rewards")
+_SAMPLED = ("mask", "engine_logprobs", "ended")
 
 
 def save_checkpoint(run: PolicyRun, path: Path) -> None:
-    """Write the whole state so that a reader sees the old file or the new one."""
-    state: dict[str, Any] = {name: getattr(run, name) for name in _PLAIN}
-    state |= {
-        "policy_optimiser": run.policy_optimiser.state_dict(),
-        "value_optimiser": run.value_optimiser.state_dict(),
-        "average": run.average,
-        "experience": None if run.experience is None else _packed_up(run.experience),
-    }
-    beside = path.with_name(path.name + ".tmp")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    """Write the whole state so that a reader sees the old one or the new one."""
+    notes: dict[str, Any] = {name: getattr(run, name) for name in _PLAIN}
+    whole = {"values": run.values}
+    if (experience := run.experience) is not None:
+        groups = [(group.prompt, group.answers) for group in experience.rollouts.groups]
+        notes["experience"] = {"groups": groups, "entropy": experience.entropy}
+        whole |= {name: getattr(experience, name) for name in _TABLES}
+        whole |= {name: getattr(experience.rollouts, name) for name in _SAMPLED}
+    checkpoints.save_checkpoint(
+        path,
+        [run.policy_optimiser, run.value_optimiser],
+        notes=notes,
+        tensors=run.average,
+        whole=whole,
+    )
 
 
-def load_checkpoint(run: PolicyRun, path: Path) -> None:
-    """Take up a state that `save_checkpoint` wrote for a run with the same inputs."""
-    state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+def load_checkpoint(run: PolicyRun, path: Path) -> bool:
+    """Take up a state that `save_checkpoint` wrote for a run with the same inputs; whether there
+    was one."""
+    notes = checkpoints.read_notes(path)
+    if notes is None:
+        return False
+    optimisers = [run.policy_optimiser, run.value_optimiser]
+    run.average, whole = checkpoints.load_checkpoint(path, optimisers)
     for name in _PLAIN:
-        setattr(run, name, state[name])
-    run.values = run.values.clone()
-    run.policy_optimiser.load_state_dict(state["policy_optimiser"])
-    run.value_optimiser.load_state_dict(state["value_optimiser"])
-    for averaged, saved in zip(run.average, state["average"], strict=True):
-        averaged.copy_(saved)
-    run.experience = None if state["experience"] is None else _unpacked(state["experience"])
-
-
-def _packed_up(experience: Experience) -> dict[str, Any]:
-    rollouts = experience.rollouts
-    return {
-        "groups": [
-            (list(group.prompt), [list(answer) for answer in group.answers])
-            for group in rollouts.groups
-        ],
-        "rollouts": {
-            name: getattr(rollouts, name) for name in ("mask", "engine_logprobs", "ended")
-        },
-        "tables": {
-            name: getattr(experience, name)
-            for name in ("scores", "logprobs", "ref_logprobs", "rewards", "entropy")
-        },
-    }
-
-
-def _unpacked(state: dict[str, Any]) -> Experience:
-    groups = tuple(Group(prompt=prompt, answers=answers) for prompt, answers in state["groups"])
-    return Experience(rollouts=Rollouts(groups=groups, **state["rollouts"]), **state["tables"])
+        setattr(run, name, notes[name])
+    run.values = whole["values"]
+    run.experience = None
+    if "experience" in notes:
+        told = notes["experience"]
+        groups = tuple(Group(prompt=prompt, answers=answers) for prompt, answers in told["groups"])
+        rollouts = Rollouts(groups=groups, **{name: whole[name] for name in _SAMPLED})
+        tables = {name: whole[name] for name in _TABLES}
+        run.experience = Experience(rollouts=rollouts, entropy=told["entropy"], **tables)
+    return True

@@ -13,6 +13,7 @@ from transformers import logging as progress_bars
 from core.hyperparameters import PolicySettings
 from learning.policy.updates import PtxBatch, ptx_batch
 from learning.training import pretraining_text
+from learning.training.distributed import compute_on
 from learning.training.heldout_prompts import last_prompts
 from learning.training.learner_engine import context_tokens
 from learning.training.rollouts import MAX_PROMPT_TOKENS, Prompt, prompts_of_iteration, read_prompts
@@ -80,7 +81,8 @@ class Setup:
 
 
 def prepare_process(stage: Stage) -> None:
-    """As many threads as the stage may use, and a log without progress bars."""
+    """As many threads as the stage may use, on the device it is told, without progress bars."""
+    compute_on(stage.inputs.get("device", "auto"))
     if stage.inputs.get("threads"):
         torch.set_num_threads(int(stage.inputs["threads"]))
     progress_bars.disable_progress_bar()  # type: ignore[no-untyped-call]

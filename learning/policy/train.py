@@ -4,11 +4,13 @@
 
 Each iteration samples answers with the learner's engine, scores them, updates the value model and
 then the policy, whose new weights go into the engine. The result is a bf16 model folder with the
-averaged weights. This file says what comes after what, and when a run stops; all arithmetic is in
-the modules it imports.
+averaged weights. One process or many work at it; the first has the engine and writes. This file
+says what comes after what, and when a run stops; all arithmetic is in the modules it imports.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,7 +26,7 @@ from learning.policy.checkpoints import (
     take_back,
     validation_figures,
 )
-from learning.policy.experience import Experience, answer_scores, experience_of, policy_logprobs
+from learning.policy.experience import Experience
 from learning.policy.figures import (
     experience_figures,
     iteration_figures,
@@ -33,11 +35,15 @@ from learning.policy.figures import (
     throughput,
     timed,
 )
+from learning.policy.gathering import gather, layouts_of, leave_if_asked
 from learning.policy.rewards import adapted_kl_coef
 from learning.policy.run import (
+    Models,
     PolicyRun,
     export,
     load_checkpoint,
+    load_models,
+    memory_need,
     new_run,
     save_checkpoint,
     update_average,
@@ -51,16 +57,19 @@ from learning.policy.updates import (
     text_loss,
     value_step,
 )
+from learning.training.distributed import (
+    is_first,
+    num_processes,
+    processes,
+    told_by_first,
+    wait,
+)
 from learning.training.learner_engine import LearnerEngine, learner_engine
+from learning.training.memory import announce, memory_figures
 from learning.training.rollouts import (
     Layout,
-    Rollouts,
-    finished_groups,
-    layouts,
-    order_of,
-    rollouts_of,
 )
-from learning.training.stage import Interrupted, Stage
+from learning.training.stage import Stage
 from learning.training.stage import run as run_stage
 
 _SHOWN = (
@@ -73,17 +82,26 @@ _SHOWN = (
 def train_policy(stage: Stage) -> dict[str, Any]:
     """Run the stage; returns its figures. Raises Diverged, Interrupted or NotEnoughData."""
     prepare_process(stage)
+    with processes():
+        return _train(stage)
+
+
+def _train(stage: Stage) -> dict[str, Any]:
     parent = stage.path("parent")
     setup = read_setup(stage)
-    with learner_engine(
-        parent,
-        stage.inputs["engine"],
-        log=stage.folder / "engine.log",
-        fallback=stage.folder / "weights",
-        idle_priority=bool(stage.inputs.get("idle_priority")),
-    ) as engine:
-        run = _start_or_resume(stage, setup)
-        engine.wait()
+    with _engine(stage) as engine:
+        models = load_models(
+            parent=parent,
+            anchor=stage.path("anchor"),
+            reward_model=stage.path("reward_model"),
+            settings=setup.settings,
+        )
+        if engine is not None:
+            engine.wait()
+        wait()
+        need = memory_need(models, setup.settings)
+        announce(need, models.policy.device)
+        run = _start_or_resume(stage, setup, models)
         while run.iteration < setup.settings.iterations and run.stopped is None:
             _iterate(stage, setup, run, engine)
         began = monotonic()
@@ -91,30 +109,45 @@ def train_policy(stage: Stage) -> dict[str, Any]:
         seconds = {"seconds_validation": round(monotonic() - began, 2)}
     take_back(run, _kept(stage), choice)
     changed = export(run, stage.partial / "model", parent=parent)
-    shutil.rmtree(_kept(stage), ignore_errors=True)
-    chosen = validation_figures(choice) | seconds
+    if is_first():
+        shutil.rmtree(_kept(stage), ignore_errors=True)
     return (
         summary(run, ema_decay=setup.ema_decay)
-        | chosen
+        | validation_figures(choice)
+        | seconds
         | {
             "changed_share": changed,
             "ptx_loss_before": text_loss(run.models.reference, setup.retention),
             "ptx_loss_after": text_loss(run.models.policy, setup.retention),
+            "memory": memory_figures(need, run.models.policy.device),
+            "processes": num_processes(),
         }
     )
 
 
-def _start_or_resume(stage: Stage, setup: Setup) -> PolicyRun:
-    run = new_run(
-        parent=stage.path("parent"),
-        anchor=stage.path("anchor"),
-        reward_model=stage.path("reward_model"),
-        settings=setup.settings,
-    )
-    if stage.checkpoint.exists():
-        load_checkpoint(run, stage.checkpoint)
+@contextmanager
+def _engine(stage: Stage) -> Iterator[LearnerEngine | None]:
+    """The learner's engine, in the first process; the others have none."""
+    if not is_first():
+        yield None
+        return
+    with learner_engine(
+        stage.path("parent"),
+        stage.inputs["engine"],
+        log=stage.folder / "engine.log",
+        fallback=stage.folder / "weights",
+        idle_priority=bool(stage.inputs.get("idle_priority")),
+    ) as engine:
+        yield engine
+
+
+def _start_or_resume(stage: Stage, setup: Setup, models: Models) -> PolicyRun:
+    run = new_run(models, setup.settings)
+    if load_checkpoint(run, stage.checkpoint):
         stage.progress(_fraction(setup, run), f"resumed in iteration {run.iteration + 1}")
-    forget_later(_kept(stage), run.iteration)
+    if is_first():
+        forget_later(_kept(stage), run.iteration)
+    wait()
     return run
 
 
@@ -126,7 +159,7 @@ def _kept(stage: Stage) -> Path:
 # --- one iteration: sample, score, learn, record --------------------------------------------
 
 
-def _iterate(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine) -> None:
+def _iterate(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine | None) -> None:
     """A run that was interrupted within an iteration enters it where it left."""
     experience = run.experience or _begin(stage, setup, run, engine)
     if run.stopped is None:
@@ -134,16 +167,17 @@ def _iterate(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine) 
     _record(stage, setup, run, experience)
 
 
-def _begin(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine) -> Experience:
+def _begin(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine | None) -> Experience:
     """Gather an iteration's answers, and stop the run here if they are too far from the anchor."""
     run.figures, run.step_figures, run.step = {}, [], 0
-    experience = _gather(stage, setup, run, engine)
-    run.figures |= experience_figures(
-        experience, settings=setup.settings, tokenizer=setup.tokenizer
+    experience = gather(stage, setup, run, engine)
+    run.figures |= told_by_first(
+        lambda: experience_figures(experience, settings=setup.settings, tokenizer=setup.tokenizer)
     )
     run.values = torch.zeros(experience.mask.shape)  # (num_answers, length)
     run.experience = experience
-    _show_samples(stage, setup, run, experience)
+    if is_first():
+        _show_samples(stage, setup, run, experience)
     stop_if_collapsed(run)
     _check_kl(run, setup.settings)
     return experience
@@ -153,52 +187,6 @@ def _show_samples(stage: Stage, setup: Setup, run: PolicyRun, experience: Experi
     prompts = setup.prompts_of(run.iteration)
     rows = sample_rows(experience, prompts, setup.tokenizer, iteration=run.iteration + 1)
     write_samples(stage.partial, rows)
-
-
-def _gather(stage: Stage, setup: Setup, run: PolicyRun, engine: LearnerEngine) -> Experience:
-    """Answers of the present policy with scores, log-probabilities and rewards."""
-    settings, models = setup.settings, run.models
-    with timed(run, "rollouts"):
-        rollouts = _sample(setup, run, engine)
-    _leave_if_asked(stage, run)
-    with timed(run, "scores"):
-        groups = finished_groups(rollouts, end_token=int(setup.tokenizer.eos_token_id))
-        scores = answer_scores(models.reward_model, groups, token_budget=settings.token_budget)
-    _leave_if_asked(stage, run)
-    parts = _layouts(setup, run, rollouts, epoch=0)
-    with timed(run, "logprobs"):
-        logprobs, entropy = policy_logprobs(
-            models.policy, rollouts, parts, temperature=settings.temperature
-        )
-    _leave_if_asked(stage, run)
-    with timed(run, "ref_logprobs"):
-        ref_logprobs, _ = policy_logprobs(
-            models.reference, rollouts, parts, temperature=settings.temperature
-        )
-    return experience_of(
-        rollouts,
-        scores,
-        logprobs,
-        ref_logprobs,
-        entropy=entropy,
-        kl_coef=run.kl_coef,
-        missing_eos_score=settings.missing_eos_score,
-    )
-
-
-def _sample(setup: Setup, run: PolicyRun, engine: LearnerEngine) -> Rollouts:
-    settings = setup.settings
-    if run.policy_steps:
-        engine.load_model(run.models.policy, version=f"iteration-{run.iteration}")
-    prompts = setup.prompts_of(run.iteration)
-    samples = engine.generate(
-        [prompt.ids for prompt in prompts],
-        n=settings.answers_per_prompt,
-        max_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=setup.sampling_seed(run.iteration),
-    )
-    return rollouts_of(prompts, samples)
 
 
 def _check_kl(run: PolicyRun, settings: PolicySettings) -> None:
@@ -222,7 +210,7 @@ def _learn(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) -
     plan = step_plan(setup.settings, first=run.iteration == 0)
     while run.step < len(plan):
         model, epoch, number = plan[run.step]
-        layout = _layouts(setup, run, experience.rollouts, epoch)[number]
+        layout = layouts_of(setup, run, experience.rollouts, epoch)[number]
         with timed(run, model):
             if model == "value":
                 _update_value(setup, run, experience, layout, fresh=epoch <= 0)
@@ -231,7 +219,7 @@ def _learn(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) -
                 run.figures["policy_steps_left_out"] = float(left)
                 run.step = len(plan) - 1
         run.step += 1
-        _leave_if_asked(stage, run)
+        leave_if_asked(stage, run)
 
 
 def step_plan(settings: PolicySettings, *, first: bool) -> list[tuple[str, int, int]]:
@@ -246,17 +234,6 @@ def step_plan(settings: PolicySettings, *, first: bool) -> list[tuple[str, int, 
     for epoch in range(1, settings.inner_epochs):
         plan += [(model, epoch, k) for k in numbers for model in ("value", "policy")]
     return plan
-
-
-def _layouts(setup: Setup, run: PolicyRun, rollouts: Rollouts, epoch: int) -> list[Layout]:
-    """The minibatches of an epoch; the old log-probabilities are computed on those of epoch 0."""
-    order = order_of(len(rollouts.groups), f"{setup.seed}/{run.iteration}/{epoch}")
-    return layouts(
-        rollouts,
-        minibatches=setup.settings.minibatches,
-        token_budget=setup.settings.token_budget,
-        order=order,
-    )
 
 
 def _update_value(
@@ -333,6 +310,7 @@ def _record(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) 
     )
     run.history.append(figures)
     run.iteration += 1
+    stage.scalars(run.iteration, figures)
     run.experience = None
     if run.step_figures and settings.checkpoints_kept > 1:
         keep_average(run, _kept(stage), most=settings.checkpoints_kept)
@@ -342,17 +320,11 @@ def _record(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) 
     message = run.stopped or f"iteration {run.iteration} of {settings.iterations}"
     shown = {name: figures[name] for name in _SHOWN if name in figures}
     stage.progress(_fraction(setup, run), message, **shown)
-    _leave_if_asked(stage, run)
+    leave_if_asked(stage, run)
 
 
 def _fraction(setup: Setup, run: PolicyRun) -> float:
     return run.iteration / setup.settings.iterations
-
-
-def _leave_if_asked(stage: Stage, run: PolicyRun) -> None:
-    if stage.stopping:
-        save_checkpoint(run, stage.checkpoint)
-        raise Interrupted(f"stopped in iteration {run.iteration + 1}; the next start goes on")
 
 
 if __name__ == "__main__":

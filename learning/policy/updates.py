@@ -1,8 +1,9 @@
 """One optimiser step of the value model, and one of the policy with its pretraining term.
 
 Gradients of packed rows add up to that of the whole minibatch, because every loss is divided by
-the minibatch's own count of tokens. The pretraining gradient, times gamma, lands in the same step
-(appendix C.4 of the paper). Knows nothing of iterations; learning/policy/train.py calls.
+the minibatch's own count of tokens, in all processes. The pretraining gradient, times gamma, lands
+in the same step (appendix C.4 of the paper). Knows nothing of iterations; learning/policy/train.py
+calls.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from learning.policy.ppo_losses import (
     step_value_stats,
     value_loss,
 )
+from learning.training.dealing import own_places, rows_missing, share, take_part
+from learning.training.distributed import of_all, sum_over_processes, through
 from learning.training.models import RewardModel
 from learning.training.optimizer import MasterAdamW
 from learning.training.packing import Group, Packed, pack
@@ -44,10 +47,14 @@ class PolicyStep:
 
 @dataclass(frozen=True, slots=True)
 class PtxBatch:
-    """Pretraining text for one step; `num_tokens` counts those that are predicted."""
+    """Pretraining text for one step; `num_tokens` counts those that are predicted.
+
+    Of many processes each has its own rows, and `idle` fewer than the one with the most.
+    """
 
     rows: tuple[Packed, ...]
     num_tokens: int
+    idle: int = 0
 
 
 def ptx_batch(
@@ -55,8 +62,12 @@ def ptx_batch(
 ) -> PtxBatch:
     """Sequences as rows: each predicts all of its tokens but the first `context`."""
     groups = [Group(prompt=ids[:context], answers=[ids[context:]]) for ids in sequences]
-    rows = tuple(pack(groups, token_budget=token_budget))
-    return PtxBatch(rows=rows, num_tokens=sum(row.num_answer_tokens for row in rows))
+    rows = pack([groups[place] for place in own_places(groups)], token_budget=token_budget)
+    return PtxBatch(
+        rows=tuple(rows),
+        num_tokens=sum(len(group.answers[0]) for group in groups),
+        idle=rows_missing(len(rows)),
+    )
 
 
 def value_step(
@@ -77,7 +88,7 @@ def value_step(
     """
     stats = []
     for row in layout.rows:
-        new_values = row_values(model, row)  # (num_answer_tokens,)
+        new_values = through(model, row_values, row)  # (num_answer_tokens,)
         if fresh:
             layout.fill(values, experience.mask, row, new_values)
         loss, row_stats = value_loss(
@@ -89,8 +100,11 @@ def value_step(
         )
         torch.autograd.backward(loss)
         stats.append(row_stats)
+    take_part(model, row_values, layout.idle)
+    if fresh:
+        share(values, layout.answers)
     optimiser.step(learning_rate=settings.value_learning_rate, max_grad_norm=settings.max_grad_norm)
-    return step_value_stats(stats)
+    return step_value_stats(of_all(stats))
 
 
 def _returns(
@@ -152,7 +166,7 @@ def ppo_gradient(
     weights = experience.importance(settings.importance_cap)  # (num_answers, length)
     stats = []
     for row in layout.rows:
-        new_logprobs, _ = row_logprobs(model, row, temperature=settings.temperature)
+        new_logprobs, _ = through(model, row_logprobs, row, temperature=settings.temperature)
         old, gain, weight = (
             layout.flat(table, experience.mask, row).to(new_logprobs)
             for table in (experience.logprobs, advantages, weights)
@@ -167,7 +181,8 @@ def ppo_gradient(
         )
         torch.autograd.backward(loss)
         stats.append(row_stats)
-    return step_policy_stats(stats)
+    take_part(model, row_logprobs, layout.idle, temperature=settings.temperature)
+    return step_policy_stats(of_all(stats))
 
 
 def ptx_gradient(model: PreTrainedModel, ptx: PtxBatch, *, coefficient: float) -> float:
@@ -179,11 +194,12 @@ def ptx_gradient(model: PreTrainedModel, ptx: PtxBatch, *, coefficient: float) -
         return 0.0
     total = 0.0
     for row in ptx.rows:
-        logprobs, _ = row_logprobs(model, row, temperature=1.0)
+        logprobs, _ = through(model, row_logprobs, row, temperature=1.0)
         loss, stats = pretraining_loss(logprobs, num_tokens=ptx.num_tokens)
         torch.autograd.backward(coefficient * loss)
         total += stats.loss
-    return total
+    take_part(model, row_logprobs, ptx.idle, temperature=1.0)
+    return sum_over_processes(total)
 
 
 def calibrated_ptx_coef(
@@ -203,7 +219,7 @@ def calibrated_ptx_coef(
     """
     if settings.ptx_coef is not None:
         return settings.ptx_coef
-    if not ptx.rows or settings.ptx_gradient_share == 0.0:
+    if not ptx.num_tokens or settings.ptx_gradient_share == 0.0:
         return 0.0
     ppo_gradient(model, experience, layout, advantages, settings=settings)
     ppo_norm = optimiser.grad_norm()
@@ -217,5 +233,9 @@ def calibrated_ptx_coef(
 @torch.no_grad()
 def text_loss(model: PreTrainedModel, ptx: PtxBatch) -> float:
     """Mean loss on text, nats per token, without learning from it."""
-    total = sum(float(row_logprobs(model, row, temperature=1.0)[0].sum()) for row in ptx.rows)
-    return -total / ptx.num_tokens
+    total = 0.0
+    for row in ptx.rows:
+        logprobs, _ = through(model, row_logprobs, row, temperature=1.0)
+        total += float(logprobs.sum())
+    take_part(model, row_logprobs, ptx.idle, temperature=1.0)
+    return -sum_over_processes(total) / ptx.num_tokens

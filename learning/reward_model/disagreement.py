@@ -8,9 +8,8 @@ files' places and of Redis; which prompts are asked about next is feedback/label
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,14 +65,18 @@ class Heads:
         self._adam.step()
         self._adam.zero_grad()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """With it training goes on exactly where it was."""
-        return {"weight": self.weight.detach(), "adam": self._adam.state_dict()}
+        return {"weight": self.weight.detach(), **self._adam.state_dict()["state"].get(0, {})}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state."""
+        moments = {name: tensor for name, tensor in state.items() if name != "weight"}
+        groups = self._adam.state_dict()["param_groups"]
         self.set_weight(state["weight"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(
+            {"state": {0: moments} if moments else {}, "param_groups": groups}
+        )
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from core.hyperparameters import RewardModelSettings
 from learning.reward_model.dataset import RankedGroup
-from learning.reward_model.loop import Part, set_up, train
+from learning.reward_model.loop import set_up, train
 from learning.reward_model.raters import as_heldout, rater_groups, volumes, without
+from learning.reward_model.state import Part
 from learning.reward_model.steps import trained_rankings
 from learning.training.stage import Stage
 
@@ -51,6 +52,7 @@ def across_raters(
                 begins=begins + share * number,
                 ends=begins + share * (number + 1),
                 name=f"raters left out, group {number + 1} of {len(groups)}: ",
+                scalars=f"raters-{number + 1}",
             ),
         )
         train(stage, training, settings)

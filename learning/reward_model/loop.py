@@ -1,16 +1,12 @@
 """The reward model's training loop: steps, evaluations, checkpoints, and leaving when asked.
 
-A checkpoint is everything the loop needs to go on as if nothing had happened; the data and the
-order of the batches come again from the snapshot and the seed. Knows the stage's folder and
-signals, not how data is read or figures are reported (learning/reward_model/train.py).
+One process or many work at it (learning/training/distributed.py); all of them know all scores, so
+they decide alike. Knows the stage's signals, not how data is read or figures are reported
+(learning/reward_model/train.py), nor what a checkpoint holds (learning/reward_model/state.py).
 """
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +14,8 @@ from torch import Tensor
 from core.hyperparameters import RewardModelSettings
 from learning.reward_model.dataset import Judgement, RankedGroup
 from learning.reward_model.disagreement import Heads
+from learning.reward_model.state import Done, Part, Training, load_checkpoint, save_checkpoint
 from learning.reward_model.steps import (
-    Batch,
     Cuts,
     Evaluation,
     Tally,
@@ -27,56 +23,21 @@ from learning.reward_model.steps import (
     cosine_rate,
     featured_rows,
     plan_batches,
-    scored_rows,
 )
-from learning.training.models import RewardModel, freeze_bottom, init_reward_model
+from learning.training.distributed import any_process, device, num_processes, of_all, shard
+from learning.training.memory import announce, need_of
+from learning.training.models import (
+    RewardModel,
+    freeze_bottom,
+    init_reward_model,
+    layers_of,
+)
 from learning.training.optimizer import MasterAdamW
 from learning.training.packing import Group
 from learning.training.stage import Interrupted, Stage
 
-
-@dataclass(slots=True)
-class Done:
-    """How far training is: the part of a checkpoint that is not the optimiser's."""
-
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    epochs: list[dict[str, dict[str, float]]] = field(default_factory=list)
-    """Of each epoch that has ended, what `measures` says of unseen prompts."""
-    best_loss: float | None = None
-    best_epoch: int = 0
-    best_weights: list[Tensor] = field(default_factory=list)
-    best_heads: Tensor | None = None
-    best_scores: list[Tensor] = field(default_factory=list)
-    """Of the unseen prompts' answers, in that epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Which part of a stage a training is: where its checkpoint lies, how its progress reads."""
-
-    checkpoint: Path
-    begins: float
-    """Fractions of the stage's time."""
-    ends: float
-    name: str = ""
-
-
-@dataclass(slots=True)
-class Training:
-    """What the loop works on, and where it is."""
-
-    model: RewardModel
-    cuts: Cuts
-    optimizer: MasterAdamW
-    batches: list[Batch]
-    unseen: list[RankedGroup]
-    """Ranked groups by which the epoch is chosen."""
-    done: Done
-    part: Part
-    heads: Heads | None = None
+_COPY_BYTES = 4
+"""Of each weight, in the copy of the best epoch."""
 
 
 def set_up(
@@ -91,12 +52,21 @@ def set_up(
 ) -> Training:
     """A fresh model and optimiser, or where the checkpoint left them."""
     seed = stage.inputs["seed"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = init_reward_model(
         stage.path("anchor"), head_init_std=settings.head_init_std, seed=seed
-    ).to(device)
+    ).to(device())
     freeze_bottom(model, settings.frozen_share)
-    cuts = Cuts().to(device)
+    need = need_of(
+        [model],
+        model.classifier,
+        token_budget=settings.token_budget,
+        chunk=0,
+        processes=num_processes(),
+        copy_bytes=_COPY_BYTES,
+    )
+    announce(need, device())
+    shard(model, layers_of(model.classifier), exact=[model.score])
+    cuts = Cuts().to(device())
     training = Training(
         model=model,
         cuts=cuts,
@@ -111,6 +81,7 @@ def set_up(
         unseen=list(unseen),
         done=Done(),
         part=part,
+        need=need,
         heads=_new_heads(model, settings, num_heads, seed),
     )
     load_checkpoint(training)
@@ -129,8 +100,8 @@ def train(stage: Stage, training: Training, settings: RewardModelSettings) -> No
             save_checkpoint(training)
         if done.step == total:
             break
-        _step(training, settings)
-        _report(stage, training)
+        rate = _step(training, settings)
+        _report(stage, training, rate)
         if done.step % settings.checkpoint_every == 0:
             save_checkpoint(training)
         _leave_if_asked(stage, training)
@@ -139,31 +110,6 @@ def train(stage: Stage, training: Training, settings: RewardModelSettings) -> No
             parameter.copy_(best)
     if training.heads is not None and done.best_heads is not None:
         training.heads.set_weight(done.best_heads)
-
-
-def save_checkpoint(training: Training) -> None:
-    """Write the checkpoint beside the old one, then put it in its place."""
-    done, heads = training.done, training.heads
-    state: dict[str, Any] = {name: getattr(done, name) for name in Done.__slots__}
-    state["optimizer"] = training.optimizer.state_dict()
-    state["heads"] = None if heads is None else heads.state_dict()
-    beside = training.part.checkpoint.with_suffix(".tmp")
-    torch.save(state, beside)
-    os.replace(beside, training.part.checkpoint)
-
-
-def load_checkpoint(training: Training) -> None:
-    """Go on from the checkpoint, if there is one."""
-    if not training.part.checkpoint.exists():
-        return
-    device = training.model.bias.device
-    state = torch.load(training.part.checkpoint, weights_only=True, map_location=device)
-    training.optimizer.load_state_dict(state.pop("optimizer"))
-    heads = state.pop("heads", None)
-    if training.heads is not None and heads is not None:
-        training.heads.load_state_dict(heads)
-    training.done = Done(**state)
-    print(f"continuing after step {training.done.step}", flush=True)
 
 
 def evaluate(
@@ -175,14 +121,11 @@ def evaluate(
     heads: Heads | None = None,
 ) -> Evaluation:
     """Score ranked groups and count what is in the right order; stops when asked."""
-    evaluation = Evaluation()
     groups = [r.group for r in ranked]
-    with torch.no_grad():
-        for row in featured_rows(model, groups, token_budget=token_budget):
-            _stop_if_asked(stage)
-            for number, group_scores, features in row:
-                head_scores = None if heads is None else heads.scores(features)
-                evaluation.add(ranked[number], group_scores, head_scores)
+    found = score_all(stage, model, groups, token_budget=token_budget, heads=heads)
+    evaluation = Evaluation()
+    for group, (group_scores, head_scores) in zip(ranked, found, strict=True):
+        evaluation.add(group, group_scores, head_scores)
     return evaluation
 
 
@@ -195,17 +138,32 @@ def measures(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float]]:
     }
 
 
+@torch.no_grad()
 def score_all(
-    stage: Stage, model: RewardModel, groups: Sequence[Group], *, token_budget: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Each group's number and scores (answers,) without gradients; raises Interrupted if asked."""
-    with torch.no_grad():
-        for row in scored_rows(model, groups, token_budget=token_budget):
-            _stop_if_asked(stage)
-            yield from row
+    stage: Stage,
+    model: RewardModel,
+    groups: Sequence[Group],
+    *,
+    token_budget: int,
+    heads: Heads | None = None,
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Each group's scores (answers,), and those of heads (heads, answers), in order.
+
+    The same in all processes; raises Interrupted, in all, if one is asked to stop.
+    """
+    found: list[tuple[int, Tensor, Tensor | None]] = []
+    for row in featured_rows(model, groups, token_budget=token_budget):
+        if any_process(stage.stopping):
+            raise Interrupted("stopped between two rows of an evaluation")
+        for number, group_scores, features in row:
+            of_heads = None if heads is None else heads.scores(features).cpu()
+            found.append((number, group_scores.cpu(), of_heads))
+    in_order = sorted(of_all(found), key=lambda each: each[0])
+    return [(group_scores, of_heads) for _, group_scores, of_heads in in_order]
 
 
-def _step(training: Training, settings: RewardModelSettings) -> None:
+def _step(training: Training, settings: RewardModelSettings) -> float:
+    """Take one step; returns its learning rate."""
     done, batch = training.done, training.batches[training.done.step]
     started = time.monotonic()
     loss = add_gradients(training.model, training.cuts, batch, settings, training.heads)
@@ -222,6 +180,7 @@ def _step(training: Training, settings: RewardModelSettings) -> None:
     done.seconds += time.monotonic() - started
     done.tokens += batch.num_tokens
     done.losses.append(loss)
+    return rate
 
 
 def _epochs_ended(training: Training) -> int:
@@ -244,6 +203,7 @@ def _evaluate_epoch(stage: Stage, training: Training, settings: RewardModelSetti
         raise
     loss = evaluation.loss_to_choose_by()
     done.epochs.append(measures(evaluation.tallies()))
+    stage.scalars(done.step, done.epochs[-1], part=training.part.scalars)
     if loss is None or done.best_loss is None or loss < done.best_loss:
         done.best_loss = loss
         done.best_epoch = len(done.epochs)
@@ -253,26 +213,24 @@ def _evaluate_epoch(stage: Stage, training: Training, settings: RewardModelSetti
             done.best_heads = training.heads.weight.detach().clone()
 
 
-def _report(stage: Stage, training: Training) -> None:
+def _report(stage: Stage, training: Training, rate: float) -> None:
     done, total, part = training.done, len(training.batches), training.part
+    speed = done.tokens / done.seconds
+    figures = {"loss": done.losses[-1], "learning_rate": rate, "tokens_per_second": speed}
+    stage.scalars(done.step, figures, part=part.scalars)
     left = done.seconds / done.step * (total - done.step)
     stage.progress(
         part.begins + (part.ends - part.begins) * done.step / total,
         f"{part.name}step {done.step} of {total}, {left:.0f} s of training left",
         loss=done.losses[-1],
-        tokens_per_second=done.tokens / done.seconds,
+        tokens_per_second=speed,
     )
 
 
 def _leave_if_asked(stage: Stage, training: Training) -> None:
-    if stage.stopping:
+    if any_process(stage.stopping):
         save_checkpoint(training)
         raise Interrupted(f"stopped after step {training.done.step}")
-
-
-def _stop_if_asked(stage: Stage) -> None:
-    if stage.stopping:
-        raise Interrupted("stopped between two rows of an evaluation")
 
 
 def _new_heads(
@@ -287,5 +245,5 @@ def _new_heads(
         betas=settings.adam_betas,
         eps=settings.adam_eps,
         seed=seed,
-        device=model.bias.device,
+        device=model.head.device,
     )

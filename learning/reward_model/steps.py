@@ -16,8 +16,10 @@ from core.hyperparameters import RewardModelSettings
 from learning.reward_model.dataset import NUM_RATING_LEVELS, Judgement, RankedGroup, Ranking
 from learning.reward_model.disagreement import Heads, head_losses
 from learning.reward_model.preference_loss import count_right, ranking_loss, threshold_loss
+from learning.training.dealing import own_rows
+from learning.training.distributed import sum_gradients, sum_over_processes, through
 from learning.training.models import RewardModel, scores_and_features
-from learning.training.packing import Group, pack
+from learning.training.packing import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +197,15 @@ def add_gradients(
     """Add the gradients of one batch's loss, row by row; returns the loss.
 
     The loss is the mean over prompts of their weighted rankings' losses, and `thumb_weight` times
-    the mean over judgements. The sizes are the batch's, so that rows change nothing. Heads get
-    gradients of their own from the rankings; the model gets none from them.
+    the mean over judgements. The sizes are the batch's, so that rows change nothing, and neither
+    does sharing them with other processes. Heads get gradients of their own from the rankings; the
+    model gets none from them.
     """
     total = 0.0
     groups = [r.group for r in batch.ranked] + [j.group for j in batch.judgements]
     num_ranked = len(batch.ranked)
-    for row in featured_rows(model, groups, token_budget=settings.token_budget):
-        losses = []
+    for row, everything in _rows(model, groups, token_budget=settings.token_budget):
+        losses = [] if row else [0.0 * everything.sum()]
         for number, group_scores, features in row:
             if number < num_ranked:
                 if heads is not None:
@@ -219,7 +222,8 @@ def add_gradients(
         loss = torch.stack(losses).sum()
         torch.autograd.backward([loss])
         total += float(loss.detach())
-    return total
+    sum_gradients([*cuts.parameters()] + ([] if heads is None else [heads.weight]))
+    return sum_over_processes(total)
 
 
 def scored_rows(
@@ -235,17 +239,23 @@ def featured_rows(
 ) -> Iterator[list[tuple[int, Tensor, Tensor]]]:
     """Row by row, each group's number, its answers' scores (answers,) and features for heads.
 
-    Features are (answers, width), without a gradient.
+    Features are (answers, width), without a gradient. Of many processes each gets its share of the
+    groups, and all get as many rows, some of which may be empty.
     """
-    device = model.bias.device
-    first = 0
-    for packed in pack(groups, token_budget=token_budget):
-        numbers = range(first, first + len(packed.group_lengths))
+    for row, _ in _rows(model, groups, token_budget=token_budget):
+        yield row
+
+
+def _rows(
+    model: RewardModel, groups: Sequence[Group], *, token_budget: int
+) -> Iterator[tuple[list[tuple[int, Tensor, Tensor]], Tensor]]:
+    """As `featured_rows`, and the scores of the whole row, also where it counts for nothing."""
+    for packed, numbers in own_rows(groups, token_budget=token_budget):
+        row = packed.to(model.head.device)
+        flat, features = through(model, scores_and_features, row)  # (answers of the row, ...)
         sizes = [len(groups[number].answers) for number in numbers]
-        flat, features = scores_and_features(model, packed.to(device))  # (answers of the row, ...)
-        parts = torch.split(flat, sizes), torch.split(features, sizes)
-        yield list(zip(numbers, *parts, strict=True))
-        first = numbers.stop
+        parts = (torch.split(flat, sizes), torch.split(features, sizes)) if numbers else ([], [])
+        yield list(zip(numbers, *parts, strict=True)), flat
 
 
 def cosine_rate(step: int, *, num_steps: int, peak: float, final_fraction: float) -> float:

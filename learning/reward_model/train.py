@@ -1,8 +1,8 @@
 """The stage that turns a snapshot's feedback into a reward model (the paper, section 3.5).
 
 Reads the snapshot and the anchor, writes `out/model`, how much the ensemble disagrees about logged
-prompts, and the figures. Which numbers it uses and why: docs/implementation-details.md. Next stage:
-learning/policy/train.py.
+prompts, and the figures. As one process or as many, of which the first writes. Which numbers it
+uses and why: docs/implementation-details.md. Next stage: learning/policy/train.py.
 """
 
 import logging
@@ -19,9 +19,10 @@ from core.hyperparameters import RewardModelSettings
 from learning.reward_model.dataset import FeedbackData, RankedGroup, read_feedback
 from learning.reward_model.disagreement import save_heads
 from learning.reward_model.folds import across_raters
-from learning.reward_model.loop import Part, Training, evaluate, measures, score_all, set_up, train
+from learning.reward_model.loop import evaluate, measures, score_all, set_up, train
 from learning.reward_model.raters import reliability, weighted
 from learning.reward_model.report import calibration, favourites, features_of, regressed, vader
+from learning.reward_model.state import Part, Training
 from learning.reward_model.steps import (
     Evaluation,
     num_pairs,
@@ -30,7 +31,17 @@ from learning.reward_model.steps import (
     trained_rankings,
 )
 from learning.reward_model.unranked import score_unranked
-from learning.training.models import save_reward_model
+from learning.training.distributed import (
+    compute_on,
+    device,
+    gathered,
+    is_first,
+    num_processes,
+    processes,
+    wait,
+)
+from learning.training.memory import memory_figures
+from learning.training.models import init_reward_model, save_reward_model
 from learning.training.packing import Group
 from learning.training.stage import NotEnoughData, Stage, run
 
@@ -50,9 +61,15 @@ def main(stage: Stage) -> dict[str, Any]:
     Raises NotEnoughData when there are too few untied pairs to train on, or when the finished
     model orders unseen answers worse than `min_accuracy`; Interrupted after a SIGTERM.
     """
-    settings = RewardModelSettings.model_validate(stage.inputs["settings"])
+    compute_on(stage.inputs.get("device", "auto"))
     torch.set_num_threads(stage.inputs["threads"] or len(os.sched_getaffinity(0)))
     transformers_logging.set_verbosity(logging.ERROR)
+    with processes():
+        return _main(stage)
+
+
+def _main(stage: Stage) -> dict[str, Any]:
+    settings = RewardModelSettings.model_validate(stage.inputs["settings"])
     tokenizer = AutoTokenizer.from_pretrained(stage.path("anchor"), local_files_only=True)
     data = read_feedback(stage.path("snapshot"), tokenizer)
     ranked, weights = _training_groups(stage, data, settings)
@@ -124,8 +141,21 @@ def _make_model(
     figures = _figures(training, measures({"train": seen.total()}) | measured, settings)
     figures |= _learned(training, some, seen, tokenizer)
     figures |= _rescale(stage, training, seen, data, settings)
-    save_reward_model(training.model, stage.partial / "model", tokenizer_from=stage.path("anchor"))
+    _save(stage, training, settings)
+    figures |= {"memory": memory_figures(training.need, device()), "processes": num_processes()}
     return figures | _keep_heads(stage, training, tokenizer, settings)
+
+
+def _save(stage: Stage, training: Training, settings: RewardModelSettings) -> None:
+    """Write the model; by the first process."""
+    anchor = stage.path("anchor")
+    whole = gathered(
+        training.model,
+        lambda: init_reward_model(anchor, head_init_std=settings.head_init_std, seed=0),
+    )
+    if is_first() and whole is not None:
+        save_reward_model(whole, stage.partial / "model", tokenizer_from=anchor)
+    wait()
 
 
 def _keep_heads(
@@ -137,7 +167,8 @@ def _keep_heads(
     """Write the ensemble, and what it says of logged prompts that nobody has ranked."""
     if training.heads is None:
         return {"heads": 0}
-    save_heads(training.heads.weight, stage.partial / "model")
+    if is_first():
+        save_heads(training.heads.weight, stage.partial / "model")
     scored = score_unranked(
         stage,
         training.model,
@@ -208,7 +239,7 @@ def _rescale(
     elif data.demonstrations:
         some = _sample(data.demonstrations, EVALUATED_GROUPS, stage.inputs["seed"])
         scored = score_all(stage, training.model, some, token_budget=settings.token_budget)
-        mean = scale_of([group_scores for _, group_scores in scored])[0]
+        mean = scale_of([group_scores for group_scores, _ in scored])[0]
     training.model.rescale(gain, -mean * gain)
     if training.heads is not None:
         training.heads.set_weight(training.heads.weight * gain)

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as parquet
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from learning.reward_model.disagreement import Heads, disagreement
 from learning.reward_model.labeling_worth import FILE
-from learning.reward_model.steps import featured_rows
+from learning.reward_model.loop import score_all
+from learning.training.distributed import is_first
 from learning.training.encoding import encode_answer, encode_prompt
 from learning.training.models import RewardModel
 from learning.training.packing import Group
-from learning.training.stage import Interrupted, Stage
+from learning.training.stage import Stage
 
 
 def score_unranked(
@@ -38,7 +38,8 @@ def score_unranked(
         json.dumps({"prompt_id": name, "disagreement": value}) + "\n"
         for (name, _), value in zip(named, values, strict=True)
     ]
-    (stage.partial / FILE).write_text("".join(lines))
+    if is_first():
+        (stage.partial / FILE).write_text("".join(lines))
     return len(lines)
 
 
@@ -59,14 +60,9 @@ def unranked(
     return found
 
 
-@torch.no_grad()
 def disagreements(
     stage: Stage, model: RewardModel, heads: Heads, groups: Sequence[Group], *, token_budget: int
 ) -> list[float]:
     """Of each group, in order; raises Interrupted if asked to leave."""
-    found = []
-    for row in featured_rows(model, groups, token_budget=token_budget):
-        if stage.stopping:
-            raise Interrupted("stopped while logged prompts were scored")
-        found += [disagreement(heads.scores(features)) for _, _, features in row]
-    return found
+    found = score_all(stage, model, groups, token_budget=token_budget, heads=heads)
+    return [disagreement(of_heads) for _, of_heads in found if of_heads is not None]

@@ -8,19 +8,20 @@ learning/rounds/decisions.py.
 
 import fcntl
 import json
+import logging
 import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from core import logs
 from core.process import wrapped
 
 _PASSED_ON = frozenset(
@@ -29,8 +30,10 @@ _PASSED_ON = frozenset(
 )
 _PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "KMP_", "MKL_", "TORCH", "VLLM_")
 _NEVER = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
-_LOG_TAIL_BYTES = 4096
-_FOR_MANY = frozenset(("learning.sft.train",))
+_LOG_TAIL_BYTES = 32_768
+_FOR_MANY = frozenset(
+    ("learning.sft.train", "learning.reward_model.train", "learning.policy.train")
+)
 """Modules of the stages that several processes can work at (learning/training/distributed.py)."""
 _SPIN = "2000"
 """Turns that an OpenMP thread waits at a barrier before it sleeps. Never sleeping starves whoever
@@ -191,18 +194,19 @@ def numbers(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def last_line(folder: Path) -> str:
-    """The last line of a stage's log that is not empty, for people."""
+    """What the last line of a stage's log says that is not empty, for people."""
     with (folder / "log").open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES, 0))
         lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return next((logs.said_in(line) for line in reversed(lines) if line.strip()), "")
 
 
 def log_line(folder: Path, text: str) -> None:
     """Add a line of ours to a stage's log."""
     folder.mkdir(parents=True, exist_ok=True)
+    said = logs.line(logging.INFO, text, run=folder.parent.name, stage=folder.name)
     with (folder / "log").open("a") as log:
-        log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+        log.write(said + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

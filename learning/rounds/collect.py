@@ -122,7 +122,7 @@ def _remove_outputs(folders: Folders, run_id: str) -> None:
     for stage in ALL_STAGES:
         _strip(folders.out(run_id, stage), _FIGURES)
         for path in folders.stage(run_id, stage).glob("*"):
-            if path.name.startswith(("checkpoint", "out.partial")):
+            if path.name.startswith(("checkpoint", "out.partial", "tensorboard")):
                 _remove(path)
 
 

@@ -168,7 +168,7 @@ async def publish_base(redis: Redis, settings: Settings, model: Path | None) -> 
 async def _register_base(
     redis: Redis, settings: Settings, version: str, model: Path | None
 ) -> Card:
-    folders, keyring = Folders.of(settings.state_dir), Keyring(settings.state_dir / "secrets")
+    folders, keyring = Folders.of(settings.state_dir), Keyring(settings.secrets)
     token, prefix = await registry.acquire_fence(redis), ""
     fields = {
         "version": version,

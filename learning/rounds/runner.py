@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from core import loop, registry
+from core import logs, loop, registry, traces
 from core.keyring import Keyring
 from core.records import Outcome, Run, StageState
 from core.redis_client import connect, redis_errors, redis_url
+from core.room import room_of
 from core.settings import Settings
 from feedback.labeling import close_tasks
 from feedback.pii.record import Plan
@@ -63,9 +64,22 @@ async def _advance(work: Work, run: Run, lease: Lease) -> Step:
         return await _end(work, run, lease, "cancelled", "cancelled by hand")
     if time.time() < notes.retry_at or work.stopping():
         return "waiting"
+    if no_room := room_of(work.settings.state_dir, work.settings.room).lacking("learning"):
+        state = run.states.get(run.stage, StageState(started_at=time.time()))
+        return await _wait(work, with_state(run, state), lease, no_room)
     run = await _begin(work, run, lease)
-    result = await perform(work, run, lease)
+    began = time.monotonic()
+    with logs.bound(run=run.id, stage=run.stage):
+        result = await perform(work, run, lease)
+    _trace(run, result, time.monotonic() - began)
     return await _conclude(work, result.run or run, lease, result)
+
+
+def _trace(run: Run, result: Result, seconds: float) -> None:
+    """A look at something that is waited for is no span."""
+    if result.kind != "waiting":
+        said = {"run": run.id, "stage": run.stage, "outcome": result.kind}
+        traces.part(f"stage {run.stage}", seconds, trace_of=run.id, **said)
 
 
 async def _begin(work: Work, run: Run, lease: Lease) -> Run:
@@ -165,6 +179,9 @@ async def _end(work: Work, run: Run, lease: Lease, outcome: Outcome, reason: str
     if "vote" in run.stages:
         await close_tasks(work.redis, run.id)
     await registry.record(work.redis, "run ended", run=run.id, outcome=outcome, reason=reason)
+    whole = time.time() - run.created_at
+    traces.part("run", whole, trace_of=run.id, run=run.id, outcome=outcome)
+    log.info("the run ended: %s", outcome, extra={"run": run.id})
     _remove_checkpoint(work, run)
     await _make_room(work, lease)
     return "over"
@@ -230,7 +247,7 @@ async def _run_inline(settings: Settings, stopping: Callable[[], bool]) -> Run |
             redis=redis,
             redis_url=url,
             settings=settings,
-            keyring=Keyring(settings.state_dir / "secrets"),
+            keyring=Keyring(settings.secrets),
             folders=Folders.of(settings.state_dir),
             stopping=stopping,
         )

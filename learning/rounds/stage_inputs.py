@@ -95,6 +95,7 @@ def stage_inputs(
         "anchor": anchor_folder(folders, FIRST if stage == "sft" else learning.anchor),
         "seed": learning.seed,
         "threads": learning.threads,
+        "device": learning.device,
         "idle_priority": learning.idle_priority,
         "settings": _group(stage, learning).model_dump(mode="json"),
     }
@@ -104,6 +105,7 @@ def stage_inputs(
             inputs["parent"] = _start_of_ppo(folders, run.parent, learning.anchor)
         inputs["reward_model"] = folders.out(_known(sources.reward_model), "reward_model") / "model"
         inputs["engine"] = {
+            "kind": learning.rollout_engine,
             "socket": str(folders.engine_socket),
             "max_num_seqs": settings.engine.max_num_seqs,
         }

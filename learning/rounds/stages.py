@@ -6,10 +6,9 @@ nothing of retries and outcomes; learning/rounds/runner.py makes those of what i
 
 import dataclasses
 import time
-import traceback
 from collections.abc import Sequence
 
-from core import keys, loop, registry
+from core import keys, logs, loop, registry
 from core.errors import InstructLoopError, LeaseLost, NotFound, Unavailable, Unprocessable
 from core.records import Run
 from core.redis_client import redis_errors
@@ -47,7 +46,7 @@ async def perform(work: Work, run: Run, lease: Lease) -> Result:
         log_line(folder, error.message)
         return Result("failed", reason=error.message)
     except Exception as error:
-        log_line(folder, traceback.format_exc())
+        log_line(folder, logs.described(error))
         return Result("failed", reason=f"{type(error).__name__}: {error}")
 
 

@@ -85,7 +85,8 @@ def _start(work: Work, run: Run, sources: Sources, *, attempt: int) -> Child | N
     folder.mkdir(parents=True, exist_ok=True)
     work.folders.engine_socket.parent.mkdir(mode=0o700, exist_ok=True)
     inputs = stage_inputs(run.stage, run, sources, work.folders, work.settings, attempt=attempt)
-    write_json(folder / "stage.json", inputs)
+    how = {"log_level": work.settings.log_level, "log_format": work.settings.log_format}
+    write_json(folder / "stage.json", inputs | how)
     return start_child(
         CHILD_STAGES[run.stage],
         folder,

@@ -3,7 +3,7 @@
 The paper chooses by the reward model's score of answers to validation prompts, which says more
 about what people prefer than the loss does (section 3.5). Before there is a reward model, the loss
 on demonstrations of held-out users stands in. Knows nothing of training; learning/sft/train.py asks
-after each epoch. Of several processes the first has the engine and tells the others.
+after each epoch. Of several processes the first has the engine; all score.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,12 +15,20 @@ from core.hyperparameters import SftSettings
 from learning.policy.experience import answer_scores, on_device
 from learning.reward_model.dataset import read_demonstrations
 from learning.sft.steps import mean_loss
-from learning.training.distributed import from_first, gathered, is_first
+from learning.training.distributed import (
+    from_first,
+    gathered,
+    is_first,
+    shard,
+    told_by_first,
+    wait,
+)
 from learning.training.learner_engine import LearnerEngine, context_tokens, learner_engine
-from learning.training.models import RewardModel, load_policy, load_reward_model
+from learning.training.models import RewardModel, layers_of, load_policy, load_reward_model
 from learning.training.rollouts import (
     MAX_PROMPT_TOKENS,
     Prompt,
+    Rollouts,
     finished_groups,
     read_prompts,
     rollouts_of,
@@ -41,18 +49,10 @@ def selection(
     """
     prompts = _validation_prompts(stage, settings, tokenizer)
     if stage.inputs.get("reward_model") and prompts:
-        if not is_first():
-            yield "reward model", _told_by_first(stage)
-            return
-        reward_model = on_device(load_reward_model(stage.path("reward_model")))
-        with learner_engine(
-            stage.path("anchor"),
-            stage.inputs["engine"],
-            log=stage.folder / "engine.log",
-            fallback=stage.folder / "weights",
-            idle_priority=bool(stage.inputs.get("idle_priority")),
-        ) as engine:
-            engine.wait()
+        frozen = load_reward_model(stage.path("reward_model")).requires_grad_(False)
+        reward_model = on_device(frozen)
+        shard(reward_model, layers_of(reward_model.classifier), exact=[reward_model.score])
+        with _engine(stage) as engine:
             judge = _by_reward(stage, engine, reward_model, prompts, settings, tokenizer)
             yield "reward model", judge
         return
@@ -76,19 +76,28 @@ def _validation_prompts(
     return prompts[: settings.selection_prompts]
 
 
-def _told_by_first(stage: Stage) -> Judge:
-    """The judge in the processes without an engine: they hand over their part of the weights."""
-
-    def judge(model: PreTrainedModel, _epoch: int) -> float:
-        gathered(model, lambda: load_policy(stage.path("anchor")))
-        return from_first(0.0)
-
-    return judge
+@contextmanager
+def _engine(stage: Stage) -> Iterator[LearnerEngine | None]:
+    """The learner's engine, ready, in the first process; the others have none."""
+    if not is_first():
+        wait()
+        yield None
+        return
+    with learner_engine(
+        stage.path("anchor"),
+        stage.inputs["engine"],
+        log=stage.folder / "engine.log",
+        fallback=stage.folder / "weights",
+        idle_priority=bool(stage.inputs.get("idle_priority")),
+    ) as engine:
+        engine.wait()
+        wait()
+        yield engine
 
 
 def _by_reward(
     stage: Stage,
-    engine: LearnerEngine,
+    engine: LearnerEngine | None,
     reward_model: RewardModel,
     prompts: list[Prompt],
     settings: SftSettings,
@@ -96,17 +105,21 @@ def _by_reward(
 ) -> Judge:
     def judge(model: PreTrainedModel, epoch: int) -> float:
         whole = gathered(model, lambda: load_policy(stage.path("anchor")))
-        engine.load_model(whole or model, version=f"epoch-{epoch}")
-        samples = engine.generate(
-            [prompt.ids for prompt in prompts],
-            n=1,
-            max_tokens=settings.max_new_tokens,
-            temperature=1.0,
-            seed=int(stage.inputs["seed"]),  # the same for each epoch, so that they compare
-        )
-        ended = finished_groups(
-            rollouts_of(prompts, samples), end_token=int(tokenizer.eos_token_id)
-        )
+
+        def asked() -> Rollouts:
+            assert engine is not None, "the first process has it"
+            assert whole is not None, "and the whole model"
+            engine.load_model(whole, version=f"epoch-{epoch}")
+            samples = engine.generate(
+                [prompt.ids for prompt in prompts],
+                n=1,
+                max_tokens=settings.max_new_tokens,
+                temperature=1.0,
+                seed=int(stage.inputs["seed"]),  # the same for each epoch, so that they compare
+            )
+            return rollouts_of(prompts, samples)
+
+        ended = finished_groups(told_by_first(asked), end_token=int(tokenizer.eos_token_id))
         scores = answer_scores(reward_model, ended, token_budget=settings.token_budget)
         return from_first(float(scores.mean()))
 

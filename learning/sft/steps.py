@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from learning.policy.experience import row_logprobs
-from learning.training.distributed import own_rows, sum_over_processes, through
+from learning.training.dealing import own_rows
+from learning.training.distributed import sum_over_processes, through
+from learning.training.models import layers_of
 from learning.training.packing import Group
 
 _ATTENTION = ("self_attn", "attention", "attn")
@@ -54,9 +56,9 @@ def add_gradient(model: PreTrainedModel, examples: Sequence[Group], *, token_bud
     """
     tokens = _answer_tokens(examples)
     total = 0.0
-    for row, weight in own_rows(examples, token_budget=token_budget):
+    for row, places in own_rows(examples, token_budget=token_budget):
         logprobs, _ = through(model, row_logprobs, row, temperature=1.0)  # (answer tokens,)
-        loss = -weight * logprobs.sum() / tokens
+        loss = -float(bool(places)) * logprobs.sum() / tokens
         torch.autograd.backward(loss)
         total += float(loss.detach())
     return sum_over_processes(total)
@@ -66,9 +68,9 @@ def add_gradient(model: PreTrainedModel, examples: Sequence[Group], *, token_bud
 def mean_loss(model: PreTrainedModel, examples: Sequence[Group], *, token_budget: int) -> float:
     """The same loss over all examples, nats per answer token, without learning."""
     total = 0.0
-    for row, weight in own_rows(examples, token_budget=token_budget):
+    for row, places in own_rows(examples, token_budget=token_budget):
         logprobs, _ = through(model, row_logprobs, row, temperature=1.0)  # (answer tokens,)
-        total += weight * float(logprobs.sum())
+        total += float(logprobs.sum()) if places else 0.0
     return -sum_over_processes(total) / _answer_tokens(examples)
 
 
@@ -103,16 +105,6 @@ def _dropping(share: float) -> Any:
         return nn.functional.dropout(cast(Tensor, output), share)
 
     return drop
-
-
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The layers of a model's body, which all have the same form."""
-    body: nn.Module = model.base_model
-    return next(
-        child
-        for child in body.children()
-        if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers
-    )
 
 
 def _branch(layer: nn.Module, names: Sequence[str]) -> nn.Module:

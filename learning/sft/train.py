@@ -31,7 +31,6 @@ from learning.sft.selection import Judge, selection
 from learning.sft.steps import (
     add_gradient,
     batches,
-    layers_of,
     mean_loss,
     residual_dropout,
     with_pretraining_text,
@@ -49,13 +48,12 @@ from learning.training.distributed import (
     is_first,
     num_processes,
     processes,
-    processes_here,
     rank,
     shard,
     wait,
 )
-from learning.training.memory import available_bytes, memory_figures, need_of, require_room
-from learning.training.models import load_policy, save_folder
+from learning.training.memory import announce, memory_figures, need_of
+from learning.training.models import layers_of, load_policy, save_folder
 from learning.training.optimizer import MasterAdamW
 from learning.training.packing import Group
 from learning.training.stage import Interrupted, NotEnoughData, Stage, run, write_json
@@ -64,6 +62,8 @@ _TEXT_TOKENS = 64
 """Of one sequence of the pretraining mix."""
 _CHECK_EVERY = 50
 """Optimiser steps between checkpoints; one is written after each epoch, too."""
+_COPY_BYTES = 2
+"""Of each weight, in the copy of the best epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,10 @@ def _tuned(stage: Stage, recipe: Recipe, settings: SftSettings, target: Path) ->
         return dict(json.loads(kept.read_text()))
     model = on_device(load_policy(stage.path("anchor")))
     budget = settings.token_budget
-    need = need_of([model], model, token_budget=budget, processes=num_processes())
-    require_room(need, available_bytes(model.device, processes=processes_here()))
+    need = need_of(
+        [model], model, token_budget=budget, processes=num_processes(), copy_bytes=_COPY_BYTES
+    )
+    announce(need, model.device)
     shard(model, layers_of(model))
     optimizer = MasterAdamW(model.parameters(), betas=settings.adam_betas, eps=settings.adam_eps)
     done = _begun(stage, recipe, settings, model, optimizer)
@@ -230,22 +232,34 @@ def _steps(
         )
         optimizer.step(learning_rate=rate, max_grad_norm=settings.max_grad_norm)
         done.step += 1
-        done.seconds += time.monotonic() - started
+        took = time.monotonic() - started
+        done.seconds += took
         done.losses.append(loss)
         if done.step % per_epoch == 0:
-            _end_epoch(recipe, model, optimizer, done, epoch=done.step // per_epoch)
+            _end_epoch(stage, recipe, model, optimizer, done, epoch=done.step // per_epoch)
         if done.step % per_epoch == 0 or done.step % _CHECK_EVERY == 0:
             _save(stage, optimizer, done)
         _report(stage, recipe, done, len(planned))
+        speed = recipe.batch_size / took
+        figures = {"loss": loss, "learning_rate": rate, "examples_per_second": speed}
+        stage.scalars(done.step, figures, part=recipe.name)
         if any_process(stage.stopping):
             _save(stage, optimizer, done)
             raise Interrupted(f"stopped after step {done.step} of {recipe.name}")
 
 
 def _end_epoch(
-    recipe: Recipe, model: PreTrainedModel, optimizer: MasterAdamW, done: Done, *, epoch: int
+    stage: Stage,
+    recipe: Recipe,
+    model: PreTrainedModel,
+    optimizer: MasterAdamW,
+    done: Done,
+    *,
+    epoch: int,
 ) -> None:
     score = recipe.judge(model, epoch) if recipe.judge else float(epoch)
+    if recipe.judge:
+        stage.scalars(done.step, {"judged": score}, part=recipe.name)
     if not done.judged or score > max(done.judged):
         kept = torch.bfloat16
         done.best = [p.detach().to(kept, copy=True) for p in optimizer.parameters]
@@ -282,13 +296,7 @@ def _report(stage: Stage, recipe: Recipe, done: Done, steps: int) -> None:
 def _save(stage: Stage, optimizer: MasterAdamW, done: Done) -> None:
     """In place of the last checkpoint."""
     notes = dataclasses.asdict(dataclasses.replace(done, best=[]))
-    save_checkpoint(
-        stage.checkpoint,
-        optimizer,
-        name=f"{done.recipe}-{done.step}",
-        notes=notes,
-        tensors=done.best,
-    )
+    save_checkpoint(stage.checkpoint, [optimizer], notes=notes, tensors=done.best)
 
 
 def _begun(
@@ -303,7 +311,8 @@ def _begun(
     if notes is None or notes["recipe"] != recipe.name:
         before = mean_loss(model, recipe.examples, token_budget=settings.token_budget)
         return Done(recipe=recipe.name, before=before)
-    return Done(**{**notes, "best": load_checkpoint(stage.checkpoint, optimizer)})
+    best, _ = load_checkpoint(stage.checkpoint, [optimizer])
+    return Done(**{**notes, "best": best})
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 torchrun starts them and says in the environment who is who; without it every function here is that
 of a process alone. Weights are sharded by FSDP2: each process keeps its part of every fp32 weight,
-and layers are put together in bf16 when they compute. Knows no losses and no folders; a stage asks
-for its share of the rows, and learning/training/checkpoints.py keeps what it learned.
+and layers are put together in bf16 when they compute. Knows no losses, no rows and no folders;
+learning/training/dealing.py gives each process its share of the rows, and
+learning/training/checkpoints.py keeps what was learned.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from types import MethodType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,17 +25,37 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from learning.training.packing import Group, Packed, pack
+from core.errors import InstructLoopError
 
+Item = TypeVar("Item")
 Model = TypeVar("Model", bound=nn.Module)
 Result = TypeVar("Result")
 P = ParamSpec("P")
 _PATIENCE = timedelta(hours=2)
 """How long processes wait for one of them that judges, or saves, for all."""
-_NOTHING = Group(prompt=[0], answers=[[0]])
-"""What a process without a row of its own computes, so that it takes part in what the others do."""
+_choice: ContextVar[str] = ContextVar("learning.device", default="auto")
+
+
+class NoSuchDevice(InstructLoopError):
+    """`learning.device` asks for a GPU and there is none."""
+
+
+def compute_on(choice: str) -> None:
+    """Where this process computes from now on: `auto` is the GPU where there is one.
+
+    Raises NoSuchDevice.
+    """
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise NoSuchDevice("learning.device is cuda, and no GPU is to be seen")
+    _choice.set(choice)
+
+
+def device() -> torch.device:
+    """Where models of this process belong."""
+    on_gpu = _choice.get() != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 @contextmanager
@@ -42,10 +64,11 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if torch.cuda.is_available():
+    on_gpu = device().type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # cores are shared with the others
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     group.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield
@@ -86,36 +109,61 @@ def sum_over_processes(number: float) -> float:
 
 def any_process(flag: bool) -> bool:
     """Whether it is so in at least one."""
-    return _agreed(float(flag), group.ReduceOp.MAX) > 0.0
+    return largest(float(flag)) > 0.0
+
+
+def largest(number: float) -> float:
+    """The largest of every process's number, the same in all."""
+    return _agreed(number, group.ReduceOp.MAX)
 
 
 def from_first(number: float) -> float:
     """The first process's number, in all."""
+    return told_by_first(lambda: number)
+
+
+def told_by_first(say: Callable[[], Result]) -> Result:
+    """What the first process says, in all; the others are not asked."""
     if num_processes() == 1:
-        return number
-    told = torch.tensor(number, dtype=torch.float64)
-    group.broadcast(told, src=0)
-    return float(told)
+        return say()
+    said: list[Any] = [say() if is_first() else None]
+    group.broadcast_object_list(said, src=0)
+    told: Result = said[0]
+    return told
+
+
+def of_all(items: Sequence[Item]) -> list[Item]:
+    """The items of all processes, those of the first in front, the same in all."""
+    if num_processes() == 1:
+        return list(items)
+    held: list[Any] = [None] * num_processes()
+    group.all_gather_object(held, list(items))
+    return [item for part in held for item in part]
 
 
 # --- weights --------------------------------------------------------------------------------
 
 
-def shard(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+def shard(
+    model: nn.Module, layers: Iterable[nn.Module], *, exact: Iterable[nn.Module] = ()
+) -> None:
     """Split the model's weights over the processes, in place; nothing where there is one.
 
-    Weights become fp32, their own masters (learning/training/optimizer.py), and are rounded to bf16
-    for each layer that computes; gradients come back as sums over the processes, in fp32. From now
-    on the model computes only within `through`.
+    Weights that learn become fp32, their own masters (learning/training/optimizer.py), and are
+    rounded to bf16 for each layer that computes, but in the modules `exact`, which have to be
+    called as such; gradients come back as sums over the processes, in fp32. From now on the model
+    computes only within `through`.
     """
     if num_processes() == 1:
         return
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = init_device_mesh(kind, (num_processes(),))
-    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for module in (*layers, model):
+    mesh = init_device_mesh(device().type, (num_processes(),))
+    rounded = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    as_it_is = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    parts = [(module, as_it_is) for module in exact]
+    parts += [(module, rounded) for module in (*layers, model)]
+    for module, precision in parts:
         for parameter in module.parameters():
-            if not isinstance(parameter, DTensor):
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
                 parameter.data = parameter.data.float()
         sharded = fully_shard(module, mesh=mesh, mp_policy=precision)
         sharded.set_gradient_divide_factor(1.0)  # losses are divided by counts over all processes
@@ -141,48 +189,48 @@ def through(
 
 
 @torch.no_grad()
-def gathered(model: Model, fresh: Callable[[], Model]) -> Model | None:
+def gathered(
+    model: Model, fresh: Callable[[], Model], *, instead: Mapping[str, Tensor] | None = None
+) -> Model | None:
     """The whole model, in the first process: `fresh` makes one that gets the weights.
 
-    None in the others. The model itself where there is one process.
+    None in the others. The model itself where there is one process. `instead` has other weights,
+    by name, shared among the processes as the model's own.
     """
     if not isinstance(model, FSDPModule):
         return model
     whole = fresh() if is_first() else None
     places = dict(whole.named_parameters()) if whole is not None else {}
     for name, parameter in model.named_parameters():
-        weights = _full(parameter)
+        weights = _full((instead or {}).get(name, parameter))
         if whole is not None:
             places[name].copy_(weights)
     return whole
 
 
-# --- rows -----------------------------------------------------------------------------------
+@torch.no_grad()
+def put(whole: Tensor, into: Tensor) -> None:
+    """Write a tensor that every process has into one of which each may keep a part."""
+    if isinstance(into, DTensor):
+        at_home = whole.to(into.device, into.dtype)
+        whole = distribute_tensor(at_home, into.device_mesh, into.placements)
+    into.copy_(whole)
 
 
-def own_rows(groups: Sequence[Group], *, token_budget: int) -> list[tuple[Packed, float]]:
-    """This process's rows of an optimiser step, each with the weight of its loss.
-
-    Groups are dealt so that all processes have about as many tokens. Every process gets as many
-    rows, since they compute a layer together: those that only fill up have the weight 0, all
-    others 1.
-    """
-    sizes = [one.num_tokens for one in groups]
-    own = [groups[place] for place in dealt(sizes, num_processes())[rank()]]
-    rows = [(row, 1.0) for row in pack(own, token_budget=token_budget)]
-    missing = int(_agreed(len(rows), group.ReduceOp.MAX)) - len(rows)
-    return rows + [(row, 0.0) for row in pack([_NOTHING], token_budget=token_budget)] * missing
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process keeps of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def dealt(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Places of `sizes` for each of so many hands: the largest first, to who has least so far."""
-    held: list[list[int]] = [[] for _ in range(hands)]
-    sums = [0] * hands
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        hand = sums.index(min(sums))
-        held[hand].append(place)
-        sums[hand] += sizes[place]
-    return [sorted(places) for places in held]
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add up over all processes the gradients of weights that each of them has whole."""
+    if num_processes() == 1:
+        return
+    for parameter in parameters:
+        if any_process(parameter.grad is not None):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            group.all_reduce(parameter.grad)
 
 
 def _agreed(number: float, how: group.ReduceOp.RedOpType) -> float:

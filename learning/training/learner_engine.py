@@ -1,12 +1,14 @@
-"""The learner's own vLLM engine: started beside the trainer, its weights replaced in place.
+"""The learner's own engine: vLLM started beside the trainer, its weights replaced in place.
 
 It samples while the trainer waits and sleeps while the trainer works. New weights go through a
 folder in shared memory, which is gone when the engine is, also when an earlier process was killed.
-Knows vLLM only through core/engine. learning/policy/train.py and learning/evaluation/evaluate.py
-own one each.
+Where vLLM is not installed, learning/training/transformers_engine.py does the same in the trainer's
+process. Knows vLLM only through core/engine. learning/policy/train.py, learning/sft/selection.py
+and learning/evaluation/samples.py own one each.
 """
 
 import asyncio
+import importlib.util
 import os
 import re
 import secrets
@@ -16,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +26,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from core.engine.client import EngineClient, Sample
 from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until_ready
+from learning.training.transformers_engine import transformers_engine
 
 SHARED_MEMORY = Path("/dev/shm")
 _WEIGHTS = "instructloop-weights"
@@ -32,9 +35,39 @@ _GRACE_SECONDS = 2.0
 _CONTEXT_TOKENS = 2048
 
 
+class LearnerEngine(Protocol):
+    """An engine that answers for one learner. Its methods block; call them from one thread."""
+
+    def wait(self) -> float:
+        """Until it answers; the seconds that took. Raises StartError if it does not come up."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[list[Sample]]:
+        """`n` answers to each prompt, all over the vocabulary: no top-p, no penalty.
+
+        Answer k to prompt i has the seed `seed + i * n + k`. A temperature of 0 is greedy.
+        """
+
+    def load_folder(self, folder: Path, *, version: str) -> None:
+        """Serve the checkpoint in a folder from now on. Raises CorruptVersion if it is refused."""
+
+    def load_model(self, model: PreTrainedModel, *, version: str) -> None:
+        """Serve a model's present weights from now on."""
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of every parameter as the engine holds it; empty where it cannot say."""
+
+
 @dataclass(frozen=True, slots=True)
-class LearnerEngine:
-    """A running engine. Its methods block; call them from one thread."""
+class VllmEngine:
+    """A vLLM server of ours."""
 
     spec: EngineSpec
     process: "subprocess.Popen[bytes]"
@@ -114,9 +147,12 @@ def learner_engine(
 ) -> Iterator[LearnerEngine]:
     """Start an engine on a model folder without waiting for it; stop it and clean up at the end.
 
-    `engine` is what stage.json says: {socket, max_num_seqs}. `fallback` is where weights travel
-    when there is no room in shared memory.
+    `engine` is what stage.json says: {kind, socket, max_num_seqs}. `fallback` is where weights
+    travel to vLLM when there is no room in shared memory.
     """
+    if engine_kind(engine.get("kind", "auto")) == "transformers":
+        yield transformers_engine(model, max_num_seqs=int(engine["max_num_seqs"]))
+        return
     spec = EngineSpec(
         model=model,
         socket=Path(engine["socket"]),
@@ -132,10 +168,17 @@ def learner_engine(
     process = start_engine(spec, idle_priority=idle_priority)
     try:
         with asyncio.Runner() as runner:
-            yield LearnerEngine(spec=spec, process=process, runner=runner, weights=weights)
+            yield VllmEngine(spec=spec, process=process, runner=runner, weights=weights)
     finally:
         stop_engine(process, _GRACE_SECONDS)
         shutil.rmtree(weights, ignore_errors=True)
+
+
+def engine_kind(asked: str) -> str:
+    """`vllm` or `transformers`: with `auto` vLLM where it is installed."""
+    if asked != "auto":
+        return asked
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
 
 
 def context_tokens(model: Path) -> int:

@@ -64,29 +64,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), device=states.device)
         entropies = torch.empty_like(logprobs)
-        normalisers = torch.empty_like(logprobs)
         for at in _slices(len(targets), chunk):
             logits = _logits(states[at], head_weight, temperature)  # (chunk, vocabulary)
-            normalisers[at] = logits.logsumexp(dim=-1)
-            chosen = logits.gather(1, targets[at, None]).squeeze(1)
-            logprobs[at] = chosen - normalisers[at]
-            shares = (logits - normalisers[at, None]).exp_()  # (chunk, vocabulary)
-            entropies[at] = normalisers[at] - torch.linalg.vecdot(shares, logits)
-        ctx.save_for_backward(states, head_weight, targets, normalisers)
+            logs = torch.log_softmax(logits, dim=-1)
+            logprobs[at] = logs.gather(1, targets[at, None]).squeeze(1)
+            normaliser = logits.gather(1, targets[at, None]).squeeze(1) - logprobs[at]
+            entropies[at] = normaliser - torch.linalg.vecdot(logs.exp_(), logits)
+        ctx.save_for_backward(states, head_weight, targets)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        states, head_weight, targets, normalisers = ctx.saved_tensors
+        states, head_weight, targets = ctx.saved_tensors
         upstream = gradients[0] / ctx.temperature  # (tokens,)
         for_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for_weight = torch.zeros_like(head_weight) if ctx.needs_input_grad[1] else None
         for at in _slices(len(targets), ctx.chunk):
             logits = _logits(states[at], head_weight, ctx.temperature)
-            slope = (logits - normalisers[at, None]).exp_()
-            slope.mul_(-upstream[at, None])
+            slope = torch.softmax(logits, dim=-1).mul_(-upstream[at, None])
             slope.scatter_add_(1, targets[at, None], upstream[at, None])
             slope = slope.to(states.dtype)  # (chunk, vocabulary)
             if for_states is not None:
@@ -98,7 +95,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 def _logits(states: Tensor, head_weight: Tensor, temperature: float) -> Tensor:
     """(chunk, vocabulary) fp32. The product is in the weights' precision, as in the engine."""
-    return (states @ head_weight.T).float().div_(temperature)
+    logits = (states @ head_weight.T).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _slices(total: int, size: int) -> list[slice]:

@@ -2,11 +2,14 @@
 
 What a backward pass keeps is counted on a short row of the very model, not guessed from its shape,
 and scaled to the token budget; what Adam will hold follows from the weights that learn. Knows no
-losses; the stages ask once their models are loaded, and report the peak at their end.
+losses; the stages ask once their models are loaded, say what they need, and report the peak at
+their end.
 """
 
 import ctypes
+import dataclasses
 import gc
+import logging
 import math
 import resource
 from collections.abc import Iterable
@@ -19,11 +22,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from core.errors import InstructLoopError
+from learning.training.distributed import is_first, largest, num_processes, processes_here
 from learning.training.packing import Group, attend, pack
 
+_log = logging.getLogger(__name__)
 GIB = 1 << 30
-OPTIMISER_BYTES = 16
-"""For each weight that learns: gradient, master and two moments in fp32."""
+STATE_BYTES = 12
+"""For each weight that learns: master and two moments in fp32."""
+GRADIENT_BYTES = 4
+"""For each weight of the model that makes a step: its gradient in fp32."""
 LOGIT_BYTES = 12
 """For each token of a chunk and word of the vocabulary: logits, and their softmax, in fp32."""
 _PROBE_TOKENS = 64
@@ -43,7 +50,7 @@ class Need:
     held: int
     """In use already, models included."""
     optimiser: int
-    """Of Adam and the gradients, still to come."""
+    """Of Adam, the gradients and copies of the weights, still to come."""
     per_token: float
     """Kept for the backward pass, for each token of a row."""
     logits: int
@@ -69,16 +76,21 @@ def need_of(
     token_budget: int,
     chunk: int = 256,
     processes: int = 1,
+    copy_bytes: int = 0,
 ) -> Need:
     """What training takes: `models` are all that learn, `learning` is the largest of them.
 
-    With several processes it is what each takes: what the optimiser holds is divided among them,
-    and the whole model, which is counted before that, stands for the layers put together.
+    `chunk` tokens are held as logits at a time, 0 where there are none; `copy_bytes` for each
+    weight of `learning` go into a copy that is kept, the best so far or the average. With several
+    processes it is what each takes: what the optimiser holds is divided among them, and the whole
+    models, which are counted before that, stand for the layers put together.
     """
-    trained = sum(p.numel() for model in models for p in model.parameters() if p.requires_grad)
+    trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in models]
+    copied = sum(p.numel() for p in learning.parameters() if p.requires_grad)
+    state = STATE_BYTES * sum(trained) + GRADIENT_BYTES * max(trained) + copy_bytes * copied
     return Need(
         held=held_bytes(learning.device),
-        optimiser=math.ceil(OPTIMISER_BYTES * trained / processes),
+        optimiser=math.ceil(state / processes),
         per_token=activation_bytes_per_token(learning),
         logits=LOGIT_BYTES * chunk * int(learning.config.vocab_size),
         token_budget=token_budget,
@@ -98,6 +110,17 @@ def require_room(need: Need, available: int) -> None:
     raise NotEnoughMemory(
         f"this needs {need.total / GIB:.1f} GiB and there are {available / GIB:.1f}: {advice}"
     )
+
+
+def announce(need: Need, device: torch.device) -> None:
+    """Say what the stage will take, in its log. Raises NotEnoughMemory, in all processes, where one
+    of them has too little."""
+    room = -largest(-available_bytes(device, processes=processes_here()))
+    each = f" for each of {num_processes()} processes" if num_processes() > 1 else ""
+    if is_first():
+        total, there = need.total / GIB, room / GIB
+        _log.info("needs about %.2f GiB%s, %.2f are there", total, each, there)
+    require_room(dataclasses.replace(need, held=int(largest(need.held))), int(room))
 
 
 def activation_bytes_per_token(model: PreTrainedModel) -> float:

@@ -46,9 +46,9 @@ class RewardModel(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.score.float()
-        if self.score.bias is not None:  # ours counts, so that it can be fp32 and is never trained
-            self.score.bias.requires_grad_(False).zero_()
-        self.bias = nn.Parameter(torch.tensor(bias), requires_grad=False)
+        self.score.bias = nn.Parameter(
+            torch.tensor([bias], device=self.score.weight.device), requires_grad=False
+        )
 
     @property
     def score(self) -> nn.Linear:
@@ -59,6 +59,11 @@ class RewardModel(nn.Module):
     def head(self) -> nn.Parameter:
         """(1, width) fp32, the weights of that projection."""
         return cast(nn.Parameter, self.score.weight)
+
+    @property
+    def bias(self) -> nn.Parameter:
+        """(1,) fp32, added to every score; learns only where it is told to."""
+        return self.score.bias
 
     @torch.no_grad()
     def rescale(self, gain: float, bias: float) -> None:
@@ -106,14 +111,20 @@ def freeze_bottom(model: RewardModel, share: float) -> None:
     With 0 nothing is frozen. Frozen layers need no backward pass, no gradients and no moments.
     """
     body = cast(PreTrainedModel, model.classifier.base_model)
-    layers = next(
-        child
-        for child in body.children()
-        if isinstance(child, nn.ModuleList) and len(child) == body.config.num_hidden_layers
-    )
+    layers = layers_of(model.classifier)
     frozen = [body.get_input_embeddings(), *layers[: round(share * len(layers))]] if share else []
     for module in frozen:
         module.requires_grad_(False)
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers of a model's body, which all have the same form."""
+    body: nn.Module = model.base_model
+    return next(
+        child
+        for child in body.children()
+        if isinstance(child, nn.ModuleList) and len(child) == model.config.num_hidden_layers
+    )
 
 
 def load_reward_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> RewardModel:
@@ -153,14 +164,10 @@ def scores_and_features(model: RewardModel, packed: Packed) -> tuple[Tensor, Ten
 
 
 def save_reward_model(model: RewardModel, folder: Path, *, tokenizer_from: Path) -> None:
-    """Write the folder; the bias goes into the projection's own, in the body's precision."""
-    body_dtype = model.classifier.dtype
-    with torch.no_grad():
-        model.score.bias.fill_(float(model.bias))
-        model.score.to(body_dtype)
-        save_folder(model.classifier, folder, tokenizer_from=tokenizer_from)
-        model.score.float()
-        model.score.bias.zero_()
+    """Write the folder; the projection in the body's precision, as it is afterwards."""
+    model.score.to(model.classifier.dtype)
+    save_folder(model.classifier, folder, tokenizer_from=tokenizer_from)
+    model.score.float()
 
 
 def save_folder(model: PreTrainedModel, folder: Path, *, tokenizer_from: Path) -> None:
@@ -193,7 +200,8 @@ def _answer_means(values: Tensor, answer: Tensor, num_answers: int) -> Tensor:
 
 
 def _project(model: RewardModel, hidden: Tensor) -> Tensor:
-    return (hidden.float() @ model.head.T).squeeze(-1) + model.bias
+    projected: Tensor = model.score(hidden.float())
+    return projected.squeeze(-1)
 
 
 def _pad_token(config: PretrainedConfig) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class MasterAdamW:
@@ -56,7 +57,8 @@ class MasterAdamW:
     def grad_norm(self) -> float:
         """The 2-norm of all gradients together, in fp32."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients, foreach=True))
+        norms = [nn.utils.get_total_norm(part, foreach=True) for part in _alike(gradients)]
+        return math.hypot(*map(float, norms))
 
     def step(self, *, learning_rate: float, max_grad_norm: float = math.inf) -> float:
         """Update the parameters from their gradients, scaled down to `max_grad_norm` at most.
@@ -71,7 +73,8 @@ class MasterAdamW:
             master.grad = parameter.grad
         if norm > max_grad_norm:
             gradients = [m.grad for m in self.masters if m.grad is not None]
-            torch._foreach_mul_(gradients, max_grad_norm / norm)
+            for part in _alike(gradients):
+                torch._foreach_mul_(part, max_grad_norm / norm)
         for group, factor in zip(self._adam.param_groups, self._factors, strict=True):
             group["lr"] = learning_rate * factor
         self._adam.step()
@@ -99,3 +102,10 @@ class MasterAdamW:
             master.copy_(saved)
         self._adam.load_state_dict(state["adam"])
         self.write_back()
+
+
+def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Apart: those that processes share among them, and whole ones; no operation takes both."""
+    shared: list[Tensor] = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    whole = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
+    return [part for part in (shared, whole) if part]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from learning.training.attention import PACKED_ATTENTION
+from learning.training.attention import PACKED_ATTENTION, Spans
 
 PROMPT = -1
 """What `Packed.answer_index` holds for the tokens of prompts."""
@@ -60,8 +60,13 @@ class Packed:
     """(num_answers,) int64, the index of each answer's last token"""
     answer_ids: Tensor
     """(num_answers,) int64, the numbers of the answers in this row"""
-    group_lengths: tuple[int, ...]
-    """Tokens of each group, in order; they add up to length"""
+    spans: Spans
+    """Tokens of each prompt and answer, in order; they add up to length"""
+
+    @property
+    def group_lengths(self) -> tuple[int, ...]:
+        """Tokens of each group, in order; they add up to length."""
+        return self.spans.group_lengths
 
     @property
     def group_index(self) -> Tensor:
@@ -113,12 +118,15 @@ def attend(model: PreTrainedModel, packed: Packed) -> Tensor:
     """Hidden states (1, length, width) of the last layer of the model's body for one row.
 
     The model's attention must take a mask of four dimensions: PACKED_ATTENTION of
-    learning/training/attention.py, which is the fast one, "sdpa" or "eager". On an accelerator the
-    former gets its mask by blocks, and no square of the row is ever held.
+    learning/training/attention.py, which is the fast one, "sdpa" or "eager". For the former no
+    square of the row is ever held: on an accelerator it gets its mask by blocks, on a CPU it goes
+    by where groups are, unless they are long.
     """
     fast = model.config._attn_implementation == PACKED_ATTENTION
     if fast and packed.input_ids.device.type != "cpu":
         return attend_through(model, packed, block_mask(packed))
+    if fast and packed.spans.are_short:
+        return attend_through(model, packed, torch.zeros(1, 1, 1, 1, dtype=model.dtype))
     may = packed.attention_mask
     mask = torch.zeros_like(may, dtype=model.dtype)
     mask.masked_fill_(~may, torch.finfo(model.dtype).min)
@@ -133,7 +141,7 @@ def attend_through(model: PreTrainedModel, packed: Packed, mask: Tensor | BlockM
         attention_mask=mask,
         position_ids=packed.position_ids,
         use_cache=False,
-        group_lengths=packed.group_lengths,
+        spans=packed.spans,
     )
     hidden: Tensor = output.last_hidden_state
     return hidden  # (1, length, width)
@@ -208,5 +216,7 @@ def _lay_out(groups: Sequence[Group], first_answer: int) -> Packed:
         answer_index=answers,
         last_token=torch.tensor(last_token),
         answer_ids=torch.arange(first_answer, first_answer + len(last_token)),
-        group_lengths=tuple(group.num_tokens for group in groups),
+        spans=Spans(
+            tuple((len(g.prompt), tuple(len(answer) for answer in g.answers)) for g in groups)
+        ),
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from core.engine.client import Sample
+from learning.training.dealing import own_places, rows_missing
 from learning.training.encoding import encode_prompt
 from learning.training.packing import Group, Packed, pack
 
@@ -60,13 +61,18 @@ class Rollouts:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Some of an iteration's groups as packed rows, and where their numbers are in the tables."""
+    """Some of an iteration's groups as packed rows, and where their numbers are in the tables.
+
+    Of many processes each has its own rows.
+    """
 
     rows: tuple[Packed, ...]
     answers: Tensor
-    """(answers of these groups,) int64, their rows in the tables"""
+    """(answers of the groups in these rows,) int64, their rows in the tables"""
     num_tokens: int
-    """Tokens of answers in all rows: what the losses of one optimiser step are divided by"""
+    """Tokens of answers in the rows of all: what the losses of an optimiser step are divided by"""
+    idle: int = 0
+    """Rows fewer than the process with the most has (learning/training/dealing.py)"""
 
     def place(self, row: Packed) -> Tensor:
         """(num_answers of the row,) int64: the rows of the tables that a packed row holds."""
@@ -173,6 +179,13 @@ def layouts(
 
 
 def _layout(rollouts: Rollouts, chosen: Sequence[int], per_group: int, token_budget: int) -> Layout:
-    answers = torch.tensor([g * per_group + k for g in chosen for k in range(per_group)])
-    rows = pack([rollouts.groups[g] for g in chosen], token_budget=token_budget)
-    return Layout(rows=tuple(rows), answers=answers, num_tokens=int(rollouts.mask[answers].sum()))
+    groups = [rollouts.groups[g] for g in chosen]
+    own = own_places(groups)
+    rows = pack([groups[place] for place in own], token_budget=token_budget)
+    answers = [chosen[place] * per_group + k for place in own for k in range(per_group)]
+    return Layout(
+        rows=tuple(rows),
+        answers=torch.tensor(answers, dtype=torch.int64),
+        num_tokens=sum(len(answer) for group in groups for answer in group.answers),
+        idle=rows_missing(len(rows)),
+    )

@@ -8,20 +8,31 @@ with exit code 75, so that the next start resumes. Of several processes
 """
 
 import json
+import logging
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from core import logs
 from core.errors import InstructLoopError
-from core.process import die_with_parent, leave_no_core_dump, run_when_idle
+from core.process import (
+    die_with_parent,
+    keep_freed_memory,
+    leave_no_core_dump,
+    run_when_idle,
+)
+from learning.training.scalars import FOLDER, Scalars
 
+_log = logging.getLogger(__name__)
+FAILURE = "failure.json"
+"""Why a stage failed, where it knows; who started many processes adds it to the log's last line."""
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_NOT_ENOUGH_DATA = 3
@@ -44,6 +55,10 @@ class Stage:
     inputs: dict[str, Any]
     stopping: bool = False
     _started: float = field(default_factory=time.monotonic)
+    _scalars: Scalars = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._scalars = Scalars(self.folder / FOLDER)
 
     @property
     def writes(self) -> bool:
@@ -77,7 +92,13 @@ class Stage:
                 "figures": figures,
             },
         )
-        print(f"{fraction:6.1%} {message} {_brief(figures)}".rstrip(), flush=True)
+        said = f"{fraction:.1%} {message} {_brief(figures)}".rstrip()
+        _log.info(said, extra={"fraction": round(fraction, 4)})
+
+    def scalars(self, step: int, figures: Mapping[str, object], *, part: str = "") -> None:
+        """Keep the figures of a step (from 1) for TensorBoard; a part counts steps of its own."""
+        if self.writes:
+            self._scalars.add(step, figures, part=part)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -95,8 +116,21 @@ def run(main: Callable[[Stage], dict[str, Any]]) -> None:
     """
     folder = Path(sys.argv[1]).resolve()
     stage = Stage(folder=folder, inputs=json.loads((folder / "stage.json").read_text()))
+    log_from(stage)
     _prepare_process(stage)
     sys.exit(_run(stage, main))
+
+
+def log_from(stage: Stage) -> None:
+    """Log as the parent was told to, under the names of run and stage."""
+    logs.set_up(
+        "stage",
+        level=stage.inputs.get("log_level", "info"),
+        form=stage.inputs.get("log_format", "json"),
+        says_maths=True,
+        run=stage.folder.parent.name,
+        stage=stage.folder.name,
+    )
 
 
 def _run(stage: Stage, main: Callable[[Stage], dict[str, Any]]) -> int:
@@ -105,6 +139,7 @@ def _run(stage: Stage, main: Callable[[Stage], dict[str, Any]]) -> int:
     if stage.writes:
         shutil.rmtree(stage.partial, ignore_errors=True)
         stage.partial.mkdir(parents=True)
+        (stage.folder / FAILURE).unlink(missing_ok=True)
     try:
         figures = main(stage)
     except Interrupted:
@@ -113,6 +148,10 @@ def _run(stage: Stage, main: Callable[[Stage], dict[str, Any]]) -> int:
         if stage.writes:
             write_json(stage.folder / "refusal.json", {"reason": refusal.message})
         return EXIT_NOT_ENOUGH_DATA
+    except InstructLoopError as error:
+        if stage.writes:
+            write_json(stage.folder / FAILURE, {"reason": error.message})
+        raise
     if stage.writes:
         write_json(stage.partial / "figures.json", figures)
         os.replace(stage.partial, stage.folder / "out")
@@ -123,6 +162,7 @@ def _prepare_process(stage: Stage) -> None:
     """Die with the parent, checkpoint on SIGTERM, and let serving have the cores first."""
     die_with_parent()
     leave_no_core_dump()
+    keep_freed_memory()
 
     def on_sigterm(_number: int, _frame: FrameType | None) -> None:
         stage.stopping = True

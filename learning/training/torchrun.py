@@ -8,16 +8,26 @@ this leaves: see learning/training/stage.py. They talk over the loopback device.
 torchrun itself, by `learning.launcher`.
 """
 
+import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import psutil
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from learning.training.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_FAILED, EXIT_NOT_ENOUGH_DATA
+from core import logs
+from learning.training.stage import (
+    EXIT_CHECKPOINTED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_NOT_ENOUGH_DATA,
+    FAILURE,
+)
 
 _ANSWERS = (EXIT_CHECKPOINTED, EXIT_NOT_ENOUGH_DATA)
 
@@ -35,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        print(in_words(codes, int(number)), flush=True)
+        ids = {"run": Path(folder).parent.name, "stage": Path(folder).name}
+        said = in_words(codes, int(number)) + _reason(Path(folder))
+        print(logs.line(logging.ERROR, said, **ids), flush=True)
         return exit_code(codes.values())
     return EXIT_DONE
 
@@ -61,6 +73,12 @@ def in_words(codes: dict[int, int], number: int) -> str:
         return f"process {rank} of {number} was killed by {signal.Signals(by).name}: the stage ends"
     rank, code = min(codes.items())
     return f"process {rank} of {number} ended with {code}: the stage ends"
+
+
+def _reason(folder: Path) -> str:
+    """What the stage itself said of its failure."""
+    told = folder / FAILURE
+    return f" ({json.loads(told.read_text())['reason']})" if told.exists() else ""
 
 
 def _prepare_environment(number: int) -> None:

@@ -14,15 +14,17 @@ from typing import Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.apps import worker as celery_worker
 from celery.beat import Scheduler, SchedulingError
-from celery.signals import worker_shutting_down
+from celery.signals import setup_logging, worker_shutting_down
 from kombu.connection import Connection
 
-from core import keys
+from core import keys, logs, metrics, traces
 from core.errors import InstructLoopError
 from core.keyring import Keyring
 from core.redis_client import Redis, connect, redis_url
 from core.settings import Settings
+from core.start import refuse_foreign_data
 from feedback.pii.record import Plan
 from feedback.pii.worker import PiiWorker
 from learning.canary import watch as canary_watch
@@ -30,7 +32,13 @@ from learning.rounds.folders import Folders
 from learning.rounds.ingesting import drain_inbox
 from learning.rounds.runner import advance
 from learning.rounds.work import Work
-from learning.worker.broker import broker_url, check_broker
+from learning.worker.broker import (
+    broker_address,
+    broker_url,
+    check_broker,
+    tls_options,
+    transport_options,
+)
 from learning.worker.sampling_tasks import fill_stock
 from learning.worker.ticking import due_tasks
 from learning.worker.webhooks import send_what_is_due
@@ -45,9 +53,6 @@ _MOST_WAITING = 10
 """Messages in a queue beyond which nobody is there to read them: no more are added."""
 _THREADS = 4
 """A stage, an ingest, and ticks beside them."""
-
-_CHATTY = ("celery.app.trace", "celery.worker.strategy", "celery.beat")
-"""Loggers that say two lines for every tick."""
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +84,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings. Raises StartError for a broker that cannot be one."""
     return {
         "broker_url": broker_url(settings),
-        "broker_transport_options": {"global_keyprefix": f"{keys.PREFIX}broker:"},
+        "broker_transport_options": {
+            "global_keyprefix": f"{keys.PREFIX}broker:",
+            **transport_options(settings),
+        },
+        **tls_options(settings),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "task_serializer": "json",
@@ -190,7 +199,7 @@ def _work(settings: Settings, redis: Redis, url: str) -> Work:
         redis=redis,
         redis_url=url,
         settings=settings,
-        keyring=Keyring(settings.state_dir / "secrets"),
+        keyring=Keyring(settings.secrets),
         folders=Folders.of(settings.state_dir),
         stopping=_stopping.is_set,
     )
@@ -201,32 +210,41 @@ def _work(settings: Settings, redis: Redis, url: str) -> Work:
 
 def run_worker(settings: Settings) -> None:
     """Be a worker until SIGTERM: then the stage checkpoints and leaves. Raises StartError."""
-    _configure(settings)
+    _configure(settings, "worker")
     worker_shutting_down.connect(_stop, weak=False)
+    celery_worker.safe_say = lambda *_: None  # it writes plain words into our log
     try:
         app.worker_main(
-            ["worker", "--pool=threads", f"--concurrency={_THREADS}"]
+            ["--quiet", "worker", "--pool=threads", f"--concurrency={_THREADS}"]
             + [f"--queues={CONTROL},{LEARNING}", f"--loglevel={settings.log_level}"]
             + ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         )
     finally:
         _pii.close()
+        traces.close()
 
 
 def run_beat(settings: Settings) -> None:
     """Be the clock until SIGTERM. Raises StartError."""
-    _configure(settings)
-    app.Beat(scheduler_cls=BoundedScheduler, loglevel=settings.log_level).run()
+    _configure(settings, "beat")
+    app.Beat(scheduler_cls=BoundedScheduler, loglevel=settings.log_level, quiet=True).run()
 
 
-def _configure(settings: Settings) -> None:
+def _configure(settings: Settings, process: str) -> None:
+    refuse_foreign_data(settings)
     _settings[:] = [settings]
     _pii.use(Plan(recognizers=settings.log.pii_recognizers))
     app.conf.update(configuration(settings))
-    asyncio.run(check_broker(app.conf.broker_url))
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(message)s")
-    for name in _CHATTY if settings.log_level != "debug" else ():
-        logging.getLogger(name).setLevel(logging.WARNING)
+    asyncio.run(check_broker(broker_address(settings)))
+    setup_logging.connect(_keep_our_logging, weak=False)
+    logs.set_up(process, level=settings.log_level, form=settings.log_format)
+    traces.set_up(process, settings)
+    metrics.show(settings.metrics_port, host=settings.metrics_host)
+    log.info("%s starts", process)
+
+
+def _keep_our_logging(**_: Any) -> None:
+    """That somebody listens is what keeps Celery from configuring logging itself."""
 
 
 def _stop(**_: Any) -> None:

@@ -15,12 +15,14 @@ from core.errors import Conflict
 from core.keyring import Keyring
 from core.records import STAGES
 from core.redis_client import Redis, redis_errors
+from core.room import room_of
 from core.settings import Settings
 from feedback import erasure, labeling, quarantine
 from feedback.compaction import compaction_due
 from feedback.erasing import log_is_unread
 from feedback.retention import retention_due
 from learning.canary import watch as canary_watch
+from learning.rounds import freshness
 from learning.rounds.decisions import Facts, reason_for_round
 from learning.worker.sampling_tasks import sampling_due
 from learning.worker.webhooks import webhooks_due
@@ -35,17 +37,20 @@ async def due_tasks(redis: Redis, settings: Settings) -> list[str]:
     """
     with redis_errors():
         await loop.heartbeat(redis)
-        if settings.learning.enabled:
+        no_room = room_of(settings.state_dir, settings.room).lacking("learning")
+        await loop.note_room(redis, no_room)
+        if settings.learning.enabled and no_room is None:
             await _start_round_when_due(redis, settings)
         for state, number in (await labeling.task_counts(redis)).items():
             metrics.LABELING_TASKS.labels(state).set(number)
         await _mirror_audit(redis, settings)
+        await freshness.look(redis, settings)
         due = []
         if await _ingest_due(redis, settings):
             due.append("ingest")
         if await _stage_due(redis):
             due.append("run_stage")
-        if settings.learning.enabled and await sampling_due(redis, settings):
+        if settings.learning.enabled and no_room is None and await sampling_due(redis, settings):
             due.append("sample_tasks")
         if await canary_watch.look_due(redis):
             due.append("watch_canary")
@@ -57,7 +62,7 @@ async def due_tasks(redis: Redis, settings: Settings) -> list[str]:
 async def _mirror_audit(redis: Redis, settings: Settings) -> None:
     """Keep the audit log outside Redis up to date; one that somebody changed holds up nothing."""
     try:
-        await audit_log.mirror(redis, Keyring(settings.state_dir / "secrets"), settings.state_dir)
+        await audit_log.mirror(redis, Keyring(settings.secrets), settings.state_dir)
     except (AuditBroken, OSError) as error:
         _log.error("the audit log is not copied: %s; see `instructloop audit --verify`", error)
 

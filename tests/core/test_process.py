@@ -78,3 +78,20 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_process_that_keeps_freed_memory_gets_large_blocks_without_new_pages():
+    script = """
+import resource
+from core.process import keep_freed_memory
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(64 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(pages(), keep_freed_memory(), pages(), pages())
+"""
+    fresh, kept, _, again = run(script).split()
+    assert kept == "True"
+    assert int(fresh) > 1000 > 100 > int(again)

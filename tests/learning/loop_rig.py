@@ -46,7 +46,7 @@ class Rig:
 
     @property
     def settings(self) -> Settings:
-        gate = {"min_users": 5, "bootstrap_samples": 500}
+        gate = {"min_users": 5, "bootstrap_samples": 500, "require_votes": False}
         learning = {"launcher": LAUNCHER, "gate": gate, **self.learning}
         return Settings(state_dir=self.state_dir, promotion=self.promotion, learning=learning)
 

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 
 from core.hyperparameters import EvaluationSettings, Group, PolicySettings
+from learning.rounds.child import command_line
 from learning.training.models import init_reward_model, save_reward_model
 from tests.learning.snapshot_folder import chat, write_snapshot
 from tests.tiny_model import make_tiny_model
@@ -70,11 +70,11 @@ def prepare(folder: Path, inputs: dict[str, str], settings: Group):
     return folder
 
 
-def start(module: str, folder: Path) -> subprocess.Popen:
-    """The stage as a child process."""
+def start(module: str, folder: Path, *, processes: int = 1) -> subprocess.Popen:
+    """The stage as a child process, or as many."""
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(folder)],
+            command_line("local", module, folder, processes),
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_WAIT_POLICY": "passive"},

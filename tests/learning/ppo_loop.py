@@ -9,7 +9,7 @@ from core.engine.client import Sample
 from core.hyperparameters import PolicySettings
 from learning.policy import train as train_policy
 from learning.policy.experience import row_logprobs
-from learning.policy.run import PolicyRun, new_run
+from learning.policy.run import PolicyRun, load_models, new_run
 from learning.policy.setup import Setup
 from learning.policy.updates import ptx_batch
 from learning.training.models import init_reward_model, save_reward_model
@@ -108,12 +108,13 @@ def make_setup(**changes) -> Setup:
 
 
 def make_run(folders: dict[str, Path], setup: Setup) -> PolicyRun:
-    return new_run(
+    models = load_models(
         parent=folders["policy"],
         anchor=folders["policy"],
         reward_model=folders["reward"],
         settings=setup.settings,
     )
+    return new_run(models, setup.settings)
 
 
 def go(stage: Stage, setup: Setup, run: PolicyRun) -> SamplingEngine:

@@ -10,7 +10,15 @@ from kombu import Connection
 from core.errors import StartError
 from core.settings import Settings
 from deploy.redis_server import find_redis_server
-from learning.worker.broker import as_celery, as_redis, broker_url, check_broker
+from learning.worker.broker import (
+    as_celery,
+    as_redis,
+    broker_url,
+    check_broker,
+    tls_options,
+    transport_options,
+)
+from learning.worker.tasks import configuration
 
 
 def test_our_own_redis_is_reached_over_its_socket_with_its_password(settings, keyring):
@@ -45,6 +53,35 @@ def test_celery_reaches_a_redis_by_that_url_and_hides_the_password(shared_redis)
         connection.ensure_connection(max_retries=1)
         assert connection.default_channel.client.ping()
         assert shared_redis.password not in connection.as_uri()
+
+
+def test_sentinels_become_the_urls_and_options_of_celery(state_dir):
+    url = "redis+sentinel://me:p%2Fw@a:1,[::1]:2/records/3?sentinel_password=s&wait_replicas=2"
+    settings = Settings(state_dir=state_dir, redis_url=url, redis_wait_replicas=1)
+    assert broker_url(settings) == "sentinel://me:p%2Fw@a:1/3;sentinel://me:p%2Fw@[::1]:2/3"
+    chosen = configuration(settings)
+    options = chosen["broker_transport_options"]
+    assert options["master_name"] == "records"
+    assert options["sentinel_kwargs"]["password"] == "s"
+    assert options["global_keyprefix"] == "il:broker:"
+    assert "broker_use_ssl" not in chosen
+
+
+def test_tls_to_sentinels_is_tls_to_both(state_dir):
+    url = "rediss+sentinel://a,b/records"
+    settings = Settings(state_dir=state_dir, redis_url=url, redis_ca_file="/ca.pem")
+    files = {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca.pem"}
+    assert tls_options(settings) == {"broker_use_ssl": files}
+    asking = transport_options(settings)["sentinel_kwargs"]
+    assert asking["ssl"] is True
+    assert files.items() <= asking.items()
+
+
+def test_what_is_no_redis_is_left_to_celery(state_dir):
+    settings = Settings(state_dir=state_dir, redis_broker_url="amqp://guest@elsewhere//")
+    assert broker_url(settings) == "amqp://guest@elsewhere//"
+    assert transport_options(settings) == {}
+    assert tls_options(settings) == {}
 
 
 def test_a_cluster_url_is_refused_with_what_to_do(state_dir):

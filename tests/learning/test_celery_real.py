@@ -19,6 +19,7 @@ from core.keyring import Keyring
 from core.records import STAGES
 from core.redis_client import connect, redis_url
 from core.versions import verify
+from learning.rounds.child import last_line
 from learning.worker.tasks import configuration
 from tests.conftest import eventually
 from tests.learning.loop_rig import WAIT, furnish, is_alive, kill, make_rig, vote_on_all
@@ -119,7 +120,7 @@ def check_child(rig, run):
     assert not [n for n in start["environ"] if "INSTRUCTLOOP" in n or "API_KEY" in n]
     assert "GOMP_SPINCOUNT" in start["environ"]
     assert "100.0% step 10" in rig.log(run.id, "policy")
-    assert rig.log(run.id, "gate").endswith("done\n")
+    assert last_line(rig.folders.stage(run.id, "gate")).endswith("done")
     assert [stage for stage, _ in rig.folders.logs(run.id)] == list(STAGES)
 
 

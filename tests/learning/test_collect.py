@@ -239,7 +239,7 @@ async def leave_behind(redis, folders, one, reward_model):
     for stage in ("reward_model", "policy"):
         fill(folders.out(one.id, stage), "model/model.safetensors", "figures.json")
         fill(folders.stage(one.id, stage), "log", "stage.json", "checkpoint/state.pt")
-    fill(folders.stage(one.id, "policy"), "out.partial-7/model.safetensors")
+    fill(folders.stage(one.id, "policy"), "out.partial-7/model.safetensors", "tensorboard/events")
     kept = {"version": reward_model, "run": one.id, "created_at": "x", "anchor": "v0000"}
     kept |= {"algorithm": {}, "data": {}, "weights_sha256": "x", "figures": {}}
     fill(folders.reward_models / reward_model, "model.safetensors")
@@ -274,7 +274,8 @@ async def check_collected(work):
 def check_run(folders, run_id, *, whole):
     policy, snapshot = folders.stage(run_id, "policy"), folders.out(run_id, "snapshot")
     assert {"log", "stage.json", "out"} <= names(policy)
-    assert ({"checkpoint", "out.partial-7"} <= names(policy)) == whole
+    of_training = {"checkpoint", "out.partial-7", "tensorboard"}
+    assert of_training & names(policy) == (of_training if whole else set())
     assert names(policy / "out") == ({"model", "figures.json"} if whole else {"figures.json"})
     tables = {"rankings.parquet", "manifest.json"} if whole else {"manifest.json"}
     assert names(snapshot) == tables

@@ -1,36 +1,39 @@
 """Two real processes do what one does: the same losses and weights; stopped, resharded, killed."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from core.hyperparameters import SftSettings
 from learning.rounds.child import command_line, num_processes
+from learning.training.dealing import dealt, own_rows
 from learning.training.distributed import (
+    NoSuchDevice,
     any_process,
-    dealt,
+    compute_on,
+    device,
     from_first,
     gathered,
-    own_rows,
+    of_all,
     processes,
     shard,
     sum_over_processes,
     through,
+    told_by_first,
 )
-from learning.training.memory import available_bytes, need_of
+from learning.training.memory import NotEnoughMemory, available_bytes, need_of
 from learning.training.models import load_policy
 from learning.training.packing import Group, pack
-from learning.training.stage import EXIT_CHECKPOINTED, EXIT_FAILED
-from learning.training.torchrun import exit_code, in_words
+from learning.training.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_FAILED, Stage, _run
+from learning.training.torchrun import _reason, exit_code, in_words
+from tests.learning.many_processes import assert_same_weights
+from tests.learning.many_processes import start as start_stage
 from tests.learning.policy_stage import finish, wait_for_progress
 from tests.learning.snapshot_folder import demonstration, write_snapshot
 from tests.tiny_model import make_tiny_model
@@ -47,21 +50,10 @@ SETTINGS = SftSettings(
 )
 SAME_LOSS = 4e-3
 """Relative: sums in another order, and the embedding's two gradients added in bf16."""
-SAME_WEIGHTS = 0.15
-"""Distance of the final weights as a share of how far training moved them. So few steps are about
-one bf16 number, to either side of which almost the same fp32 weight is rounded."""
 
 
 def start(folder, number):
-    """The stage as the runner starts it, so many processes."""
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            command_line("local", MODULE, folder, number),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
-            start_new_session=True,
-        )
+    return start_stage(MODULE, folder, number)
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +89,9 @@ def assert_same(found, expected, inputs):
         assert one[name]["loss_last_epoch"] < one[name]["loss_before"] - 0.1
         assert other[name]["steps"] == one[name]["steps"]
     assert other["sft"]["judged"] == pytest.approx(one["sft"]["judged"], rel=SAME_LOSS)
-    before = load_file(inputs["anchor"] + "/model.safetensors")
     for name in ("anchor", "model"):
-        w = [load_file(f / "out" / name / "model.safetensors") for f in (expected, found)]
-        assert w[0].keys() == w[1].keys() == before.keys()
-        moved = distance(w[0], before)
-        assert moved > 0.1
-        assert distance(w[0], w[1]) < SAME_WEIGHTS * moved
-
-
-def distance(one, other):
-    parts = [(one[key].double() - other[key].double()).square().sum() for key in one]
-    return float(torch.stack(parts).sum().sqrt())
+        folders = [folder / "out" / name for folder in (expected, found)]
+        assert_same_weights(*folders, before=inputs["anchor"])
 
 
 def test_groups_are_dealt_so_that_all_have_about_as_many_tokens():
@@ -126,16 +109,27 @@ def test_a_process_alone_has_all_rows_and_agrees_with_itself(inputs):
     groups = [Group(prompt=[5, 6], answers=[[7] * (n + 1)]) for n in range(3)]
     with processes():
         rows = own_rows(groups, token_budget=9)
-        assert [weight for _, weight in rows] == [1.0, 1.0]
+        assert [places for _, places in rows] == [[0, 1], [2]]
         for (row, _), expected in zip(rows, pack(groups, token_budget=9), strict=True):
             assert torch.equal(row.input_ids, expected.input_ids)
         assert (sum_over_processes(2.5), from_first(0.1)) == (2.5, 0.1)
+        assert (of_all([3, 1]), told_by_first(lambda: "so")) == ([3, 1], "so")
         assert (any_process(True), any_process(False)) == (True, False)
     layer = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
     shard(layer, [])
     assert layer.weight.dtype == torch.bfloat16
     assert gathered(layer, lambda: torch.nn.Linear(3, 2)) is layer
     assert through(layer, lambda model, added: model.out_features + added, 5) == 7
+
+
+def test_a_stage_computes_where_it_is_told_to():
+    compute_on("cpu")
+    assert device() == torch.device("cpu")
+    compute_on("auto")
+    assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(NoSuchDevice, match="learning.device is cuda"):
+            compute_on("cuda")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +147,19 @@ def test_the_log_names_the_process_that_was_killed_before_those_that_failed_of_i
     assert in_words({1: 1}, 3) == "process 1 of 3 ended with 1: the stage ends"
 
 
-def test_processes_are_counted_without_the_driver_and_only_sft_has_many(tmp_path):
+def test_why_a_stage_failed_stands_beside_who_ended_it(tmp_path):
+    def refuse(_stage):
+        raise NotEnoughMemory("this needs 19 GiB")
+
+    assert _reason(tmp_path) == ""
+    with pytest.raises(NotEnoughMemory):
+        _run(Stage(folder=tmp_path, inputs={}), refuse)
+    assert _reason(tmp_path) == " (this needs 19 GiB)"
+    assert _run(Stage(folder=tmp_path, inputs={}), lambda _stage: {}) == EXIT_DONE
+    assert _reason(tmp_path) == ""
+
+
+def test_processes_are_counted_without_the_driver_and_an_evaluation_has_one(tmp_path):
     gpus = {"CUDA_VISIBLE_DEVICES": "0,3,5"}
     assert num_processes(0, device="auto", environment=gpus) == 3
     assert num_processes(0, device="cpu", environment=gpus) == 1

@@ -15,6 +15,7 @@ from learning.gate.regressions import compared
 from learning.gate.toxicity import Rise
 
 SETTINGS = GateSettings(min_users=5, bootstrap_samples=4000)
+WITHOUT_VOTES = SETTINGS.model_copy(update={"require_votes": False})
 
 
 def comparisons(points, *, users=None):
@@ -45,11 +46,21 @@ def test_votes_of_enough_users_decide_against_the_reward_model():
     assert "held-out raters preferred it in 82.1% of 7 comparisons" in found.reasons[0]
 
 
-def test_without_enough_voters_the_reward_model_stands_in_and_it_is_said():
-    found = verdict(votes=GOOD.votes[:4])
+def test_without_enough_voters_the_reward_model_decides_nothing():
+    for proxies in (GOOD.proxies, comparisons([1.0] * 6)):
+        found = verdict(votes=GOOD.votes[:4], proxies=proxies)
+        assert found.verdict == "not_enough_data"
+        assert found.win_rate.judge == "reward model"
+        said = "held-out raters voted on prompts of 4 users, 5 are needed"
+        assert any(said in reason and "require_votes" in reason for reason in found.reasons)
+
+
+def test_where_votes_are_not_required_the_reward_model_stands_in_and_it_is_said():
+    found = verdict(settings=WITHOUT_VOTES, votes=GOOD.votes[:4])
     assert found.verdict == "fail"
-    assert found.win_rate.judge == "reward model"
     assert any("stand in" in reason and "4 users" in reason for reason in found.reasons)
+    pleased = verdict(settings=WITHOUT_VOTES, votes=[], proxies=comparisons([1.0] * 6))
+    assert pleased.verdict == "pass"
 
 
 def test_many_votes_on_few_users_prompts_are_few():
@@ -72,7 +83,7 @@ def test_no_comparison_at_all_is_not_enough_data():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kl_per_token": 0.31}, "nats per token from the first policy"),
+        ({"kl_per_token": 0.31}, "nats per token from the anchor"),
         ({"pretraining_loss_share": 0.011}, "forgets"),
         ({"pretraining_loss_share": float("nan")}, "forgets"),
         ({"regressions": [compared("sums", [True] * 8, [False] * 8, alpha=0.05)]}, "suite sums"),
@@ -80,7 +91,7 @@ def test_no_comparison_at_all_is_not_enough_data():
         ({"length_ratio": 3.1}, "times as long"),
         ({"length_ratio": 0.3}, "times as long"),
         ({"broken_share": 0.11}, "broken text"),
-        ({"kl_per_token": float("nan")}, "nats per token from the first policy"),
+        ({"kl_per_token": float("nan")}, "nats per token from the anchor"),
     ],
 )
 def test_a_limit_that_is_passed_fails_a_winner_and_is_the_first_reason(changes, said):
@@ -135,7 +146,7 @@ def test_a_winner_over_the_parent_that_loses_to_the_anchor_fails():
     assert found.verdict == "fail"
     assert found.win_rate.low > 0.5
     assert found.win_rate_vs_anchor.value == pytest.approx(0.25)
-    assert any("to the first policy in 25.0%" in reason for reason in found.reasons)
+    assert any("to the anchor in 25.0%" in reason for reason in found.reasons)
 
 
 def test_both_bars_are_passed_at_the_alpha_of_the_attempt():
@@ -152,10 +163,12 @@ def test_the_bar_of_the_anchor_is_a_setting():
 
 
 def test_the_reward_model_stands_in_for_few_votes_over_the_anchor_too():
-    proxies = comparisons([1.0] * 6)
-    found = verdict(votes_vs_anchor=GOOD.votes[:2], proxies_vs_anchor=proxies)
+    asked = {"votes_vs_anchor": GOOD.votes[:2], "proxies_vs_anchor": comparisons([1.0] * 6)}
+    found = verdict(settings=WITHOUT_VOTES, **asked)
     assert found.win_rate.judge == "held-out raters"
     assert found.win_rate_vs_anchor.judge == "reward model"
+    assert found.passed
+    assert verdict(**asked).verdict == "not_enough_data"
     few = verdict(votes_vs_anchor=GOOD.votes[:2])
     assert few.verdict == "not_enough_data"
 

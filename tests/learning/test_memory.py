@@ -6,6 +6,7 @@ from learning.training.memory import (
     Need,
     NotEnoughMemory,
     activation_bytes_per_token,
+    announce,
     available_bytes,
     memory_figures,
     need_of,
@@ -43,6 +44,23 @@ def test_what_fits_is_let_through_and_what_does_not_says_what_to_change():
         require_room(big, 6 * GIB)
     with pytest.raises(NotEnoughMemory, match="smaller model"):
         require_room(big, 3 * GIB)
+
+
+def test_two_models_that_learn_hold_two_states_and_one_gradient_and_a_copy_of_one(model):
+    weights = sum(p.numel() for p in model.parameters())
+    both = need_of([model, model], model, token_budget=512, chunk=0, copy_bytes=4)
+    assert both.optimiser == (12 + 12 + 4 + 4) * weights
+    assert both.logits == 0
+
+
+def test_what_is_needed_is_said_before_it_is_refused(model, caplog):
+    caplog.set_level("INFO")
+    cpu = torch.device("cpu")
+    announce(need(held=GIB, optimiser=GIB // 10), cpu)
+    assert "needs about 1.11 GiB, " in caplog.text
+    with pytest.raises(NotEnoughMemory, match="this needs .* lower token_budget from 1048576 to"):
+        announce(need(held=GIB, per_token=2.0**22, token_budget=2**20), cpu)
+    assert "needs about 4506.60 GiB, " in caplog.text  # 1 + 1.1 x 4096
 
 
 def test_frozen_weights_need_no_optimiser(model):

@@ -12,16 +12,20 @@ from learning.policy import checkpoints as policy_checkpoints
 from learning.policy import train as train_policy
 from learning.policy.checkpoints import (
     Choice,
+    Measured,
     best_checkpoint,
     forget_later,
     is_better,
     kept_iterations,
+    nearest_within,
     take_back,
+    validation_figures,
 )
 from learning.policy.experience import row_logprobs
 from learning.policy.run import PolicyRun, export
 from learning.policy.setup import Setup
 from learning.policy.stops import Diverged
+from learning.training.learner_engine import saved_tensors
 from learning.training.packing import Group, pack
 from learning.training.rollouts import Prompt
 from learning.training.stage import Stage
@@ -35,6 +39,8 @@ from tests.learning.ppo_loop import (
     weights,
     write_models,
 )
+
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")
@@ -127,23 +133,92 @@ def test_the_last_averages_are_kept_as_they_would_be_released(
     assert kept_iterations(stage.folder / "kept") == [2]
 
 
+def told_run(folders: dict[str, Path], stage: Stage, monkeypatch, *, kl: dict, score=None):
+    """A run whose validation says what the test wants, by the weights' name."""
+    setup, run = kept_run(folders, stage)
+    asked: list[str] = []
+
+    def measure(setup, run, engine, folder, name) -> Measured:
+        asked.append(name)
+        objectives = (score or {}).get(name, torch.arange(6.0))
+        return Measured(objectives, kl.get(name, 0.0))
+
+    monkeypatch.setattr(policy_checkpoints, "measure", measure)
+    return setup, run, asked
+
+
+def released_by(run: PolicyRun, kept: Path, choice: Choice, parent: Path) -> dict:
+    take_back(run, kept, choice)
+    export(run, kept.parent / "released", parent=parent)
+    return load_file(kept.parent / "released" / "model.safetensors")
+
+
 def test_weights_that_did_better_before_are_released_bit_for_bit(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = stage_in(tmp_path / "s")
-    setup, run = kept_run(folders, stage)
+    better = {"1": torch.arange(6.0) + 1.0, "2": torch.arange(6.0) + 2.0}
+    setup, run, asked = told_run(folders, stage, monkeypatch, kl={}, score=better)
     kept = stage.folder / "kept"
-    found = {"2": torch.arange(6.0) + 1.0, "3": torch.arange(6.0)}
-    monkeypatch.setattr(policy_checkpoints, "objectives", lambda *args: found[args[-1]])
     choice = best_checkpoint(setup, run, None, kept)
-    assert choice == Choice(2, {2: 3.5, 3: 2.5})
+    assert asked == ["0", "1", "2"]
+    assert (choice.back, choice.iteration) == (2.0, 2)
+    assert validation_figures(choice)["validation_objective"] == {"0": 2.5, "1": 3.5, "2": 4.5}
     second = load_file(kept / "2" / "model.safetensors")
-    take_back(run, kept, choice)
-    export(run, tmp_path / "out", parent=folders["policy"])
-    released = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(released[name], second[name]) for name in second)
     third = load_file(kept / "3" / "model.safetensors")
+    released = released_by(run, kept, choice, folders["policy"])
+    assert all(torch.equal(released[name], second[name]) for name in second)
     assert not all(torch.equal(third[name], second[name]) for name in second)
+
+
+def test_the_last_weights_are_released_where_their_average_is_no_better(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path / "s")
+    setup, run, asked = told_run(folders, stage, monkeypatch, kl={})
+    last = {name: t.clone() for name, t in saved_tensors(run.models.policy).items()}
+    kept = stage.folder / "kept"
+    choice = best_checkpoint(setup, run, None, kept)
+    assert (choice.back, choice.iteration, asked) == (0.0, 3, ["0", "1"])
+    released = released_by(run, kept, choice, folders["policy"])
+    assert released.keys() == last.keys()
+    assert all(torch.equal(released[name], last[name]) for name in last)
+
+
+def test_what_is_too_far_from_the_anchor_is_not_released_and_the_line_there_is_halved_twice(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path / "s")
+    setup, run, asked = told_run(
+        folders, stage, monkeypatch, kl={"0": 100.1, "0.5": 100.0, "0.25": 100.1}
+    )
+    kept = stage.folder / "kept"
+    last = saved_tensors(run.models.policy)
+    choice = best_checkpoint(setup, run, None, kept)
+    assert asked == ["0", "1", "0.5", "0.25"]
+    assert (choice.back, choice.iteration) == (0.5, 3)
+    average = load_file(kept / "3" / "model.safetensors")
+    middle = {n: ((last[n].float() + average[n].float()) / 2).bfloat16() for n in last}
+    released = released_by(run, kept, choice, folders["policy"])
+    assert all(torch.equal(released[name], middle[name]) for name in middle)
+    assert not all(torch.equal(middle[name], average[name]) for name in middle)
+
+
+def test_last_weights_that_ended_the_run_by_their_kl_are_no_candidate(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path / "s")
+    setup, run, asked = told_run(folders, stage, monkeypatch, kl={})
+    run.stopped = "the KL from the anchor reached 0.2 nats per token"
+    choice = best_checkpoint(setup, run, None, stage.folder / "kept")
+    assert asked == ["1", "0.5", "0.25"]
+    assert choice.back == 0.25
+
+
+def test_the_way_back_ends_where_the_limit_is_kept_and_at_its_end_where_it_never_is() -> None:
+    for begins, expected in ((0.0, 0.0), (0.1, 0.25), (0.6, 0.75), (1.0, 1.0), (2.3, 2.5)):
+        assert nearest_within(lambda back, begins=begins: back >= begins, furthest=3) == expected
+    assert nearest_within(lambda back: False, furthest=3) == 3.0
 
 
 def test_the_objective_is_the_score_less_beta_times_the_kl(
@@ -153,18 +228,23 @@ def test_the_objective_is_the_score_less_beta_times_the_kl(
     setup, run = kept_run(folders, stage, kl_coef=0.0)
     engine = SamplingEngine(tiny_llama().to(torch.bfloat16))
     folder = stage.folder / "kept" / "3"
-    scores = policy_checkpoints.objectives(setup, run, engine, folder, "3")
-    assert engine.loads == ["checkpoint-3"]
+    scores = policy_checkpoints.measure(setup, run, engine, folder, "1")
+    assert engine.loads == ["checkpoint-1"]
     dearer = replace(setup, settings=setup.settings.model_copy(update={"kl_coef": 2.0}))
-    less = policy_checkpoints.objectives(dearer, run, engine, folder, "3")
+    less = policy_checkpoints.measure(dearer, run, engine, folder, "1")
     samples = engine.generate(
         [p.ids for p in setup.validation], n=1, max_tokens=6, temperature=1.0, seed=700_000_012
     )
-    for i, (prompt, (sample,)) in enumerate(zip(setup.validation, samples, strict=True)):
+    kls, tokens = [], 0
+    for prompt, (sample,) in zip(setup.validation, samples, strict=True):
         (row,) = pack([Group(prompt=prompt.ids, answers=[sample.token_ids])], token_budget=99)
         ref, _ = row_logprobs(run.models.reference, row, temperature=1.0)
-        kl = sum(sample.logprobs) - float(ref.detach().sum())
-        assert float(scores[i] - less[i]) == pytest.approx(2.0 * kl, abs=1e-4)
+        kls.append(sum(sample.logprobs) - float(ref.detach().sum()))
+        tokens += len(sample.token_ids)
+    for i, kl in enumerate(kls):
+        paid = float(scores.objectives[i] - less.objectives[i])
+        assert paid == pytest.approx(2.0 * kl, abs=1e-4)
+    assert scores.kl_per_token == less.kl_per_token == pytest.approx(sum(kls) / tokens, abs=1e-5)
 
 
 def test_it_goes_back_only_for_more_than_a_standard_error() -> None:
@@ -181,4 +261,4 @@ def test_without_a_choice_nothing_is_measured(folders: dict[str, Path], tmp_path
     run = make_run(folders, setup)
     stage = stage_in(tmp_path / "s")
     go(stage, setup, run)
-    assert best_checkpoint(setup, run, None, stage.folder / "kept") == Choice(1)
+    assert best_checkpoint(setup, run, None, stage.folder / "kept") == Choice(1.0, 1)

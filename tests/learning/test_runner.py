@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from core import keys, lease, loop, registry
+from core import keys, lease, loop, registry, room
 from core.keyring import Keyring
 from core.lineage import read_ids
 from core.records import SFT_STAGES, STAGES
@@ -127,7 +127,7 @@ async def test_a_round_ends_promoted_and_later_rounds_start_from_it(rig, redis):
     assert (card.parent, card.anchor, card.reward_model) == ("v0001", "v0000", "rm0002")
     over_anchor = card.figures["win_rate_vs_sft"]
     assert (over_anchor["judge"], over_anchor["value"]) == ("reward model", 0.875)
-    assert "to the first policy in 87.5%" in second.reason
+    assert "to the anchor in 87.5%" in second.reason
     assert (card.figures["retention"], card.figures["over_optimised"]) == ("kept", False)
     assert [one["suite"] for one in card.figures["regressions"]] == ["basics"]
     told = json.loads((rig.folders.stage(second.id, "evaluate") / "stage.json").read_text())
@@ -381,3 +381,22 @@ async def test_ctrl_c_while_running_here_checkpoints_and_the_next_one_goes_on(ri
 
 def test_running_here_with_nothing_to_run_is_no_error(rig):
     assert run_inline(rig.settings.model_copy(update={"redis_url": rig.server.url})) is None
+
+
+async def test_a_stage_waits_for_room_on_the_disk_and_may_be_cancelled_meanwhile(
+    rig, redis, monkeypatch
+):
+    run = await request(redis, "sft")
+    monkeypatch.setattr(room, "statvfs", lambda _: os.statvfs_result((4096, 4096, *[1] * 8)))
+    assert await advance(work(rig, redis)) == "waiting"
+    seen = await loop.get_run(redis, run.id)
+    assert seen.states[seen.stage].message == "0 MiB of disk are free, learning needs 1024"
+    assert seen.states[seen.stage].attempts == 0
+    await redis.hset(keys.loop(), mapping={"cancel": run.id, "retry_at": 0})
+    assert await advance(work(rig, redis)) == "over"
+    monkeypatch.undo()
+    room.room_of.cache_clear()
+    run = await request(redis, "sft")
+    assert await advance(work(rig, redis)) != "waiting"
+    run = await loop.get_run(redis, run.id)
+    assert run.states[run.stages[0]].attempts == 1

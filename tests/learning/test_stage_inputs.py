@@ -74,6 +74,7 @@ def inputs(stage, folders, settings):
 def test_inputs_are_plain_json_with_absolute_paths_and_without_secrets(folders, settings, stage):
     told = inputs(stage, folders, settings)
     assert json.loads(json.dumps(told)) == told
+    assert told.pop("device") == settings.learning.device
     paths = [value for name, value in told.items() if isinstance(value, str)]
     assert paths
     assert all(path.startswith("/") for path in paths)
@@ -91,6 +92,7 @@ def test_every_stage_gets_its_own_settings_and_folders(folders, settings):
     assert policy["reward_model"] == str(folders.out("r1", "reward_model") / "model")
     assert policy["settings"]["kl_coef"] == settings.learning.policy.kl_coef
     assert policy["engine"]["socket"] == str(folders.engine_socket)
+    assert policy["engine"]["kind"] == settings.learning.rollout_engine == "auto"
     evaluation = inputs("evaluate", folders, settings)
     assert evaluation["candidate"] == str(folders.out("r2", "policy") / "model")
     assert evaluation["settings"]["best_of"] == settings.learning.evaluation.best_of

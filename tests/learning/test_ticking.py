@@ -1,12 +1,14 @@
 """What a tick finds due, on a real Redis."""
 
 import asyncio
+import os
 import time
 
 import pytest
 
-from core import audit_log, keys, lease, loop
+from core import audit_log, keys, lease, loop, room
 from core.settings import Settings
+from deploy.status import next_round
 from deploy.up import without_rounds
 from feedback import quarantine
 from learning.worker.ticking import due_tasks
@@ -124,3 +126,22 @@ async def test_without_learning_the_log_is_kept_and_no_round_starts(redis, setti
     assert await due_tasks(redis, without_rounds(settings)) == ["ingest"]
     assert await current(redis) is None
     assert await due_tasks(redis, settings) == ["ingest", "run_stage"]
+
+
+async def test_without_room_on_the_disk_no_round_starts_and_status_says_why(
+    redis, settings, monkeypatch
+):
+    await redis.set(keys.target(), "v0000")
+    await redis.hset(keys.counts(), "comparisons", 10)
+    await redis.xadd(keys.inbox(), {"sealed": b"x"})
+    monkeypatch.setattr(room, "statvfs", lambda _: os.statvfs_result((4096, 4096, *[60_000] * 8)))
+    assert await due_tasks(redis, settings) == ["ingest"]
+    assert await current(redis) is None
+    shown = await loop.loop_state(redis)
+    assert shown["no_room"] == "234 MiB of disk are free, learning needs 1024"
+    assert next_round(shown, settings.learning) == f"when there is room: {shown['no_room']}"
+    assert 0 < await redis.ttl(keys.no_room()) <= 6
+    monkeypatch.undo()
+    room.room_of.cache_clear()
+    await due_tasks(redis, settings)
+    assert await current(redis) == "the loop: 10 new comparisons"

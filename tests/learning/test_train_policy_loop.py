@@ -15,7 +15,9 @@ from learning.policy.run import (
 )
 from learning.policy.stops import Diverged
 from learning.policy.train import step_plan
+from learning.training import checkpoints
 from learning.training.stage import Interrupted
+from tests.learning.event_files import read_scalars
 from tests.learning.packing_cases import VOCABULARY, tiny_llama
 from tests.learning.ppo_loop import (
     SETTINGS,
@@ -27,6 +29,8 @@ from tests.learning.ppo_loop import (
     weights,
     write_models,
 )
+
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def test_a_run_reports_what_it_does_and_starts_at_the_anchor(
 ) -> None:
     setup = make_setup()
     run = make_run(folders, setup)
-    engine = go(stage_in(tmp_path / "s"), setup, run)
+    engine = go(stage := stage_in(tmp_path / "s"), setup, run)
     first, second, third = run.history
     assert (first["kl_per_token"], first["kl_k3_per_token"]) == (0.0, 0.0)
     assert first["first_ratio_error"] == third["first_ratio_error"] == 0.0
@@ -62,6 +66,11 @@ def test_a_run_reports_what_it_does_and_starts_at_the_anchor(
     assert run.ptx_coef is not None
     assert run.ptx_coef > 0.0
     assert run.policy_steps == 6
+    shown = read_scalars(stage.folder / "tensorboard")
+    for name in ("reward", "kl_per_token", "entropy", "clip_fraction", "policy_loss", "value_loss"):
+        figures = [(n + 1, pytest.approx(part[name])) for n, part in enumerate(run.history)]
+        assert shown[name] == figures
+    assert shown["rollout_tokens_per_second"][2][1] > 0.0
 
 
 @pytest.mark.parametrize("inner_epochs", [1, 2])
@@ -184,11 +193,12 @@ def test_a_half_written_checkpoint_never_replaces_a_whole_one(
     save_checkpoint(run, tmp_path / "checkpoint")
     run.iteration = 2
 
-    def killed(state, path) -> None:
-        Path(path).write_bytes(b"half")
+    def killed(state, *, checkpoint_id: Path, **options) -> None:
+        checkpoint_id.mkdir()
+        (checkpoint_id / "half").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
+    monkeypatch.setattr(checkpoints, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(run, tmp_path / "checkpoint")
     again = make_run(folders, make_setup())

@@ -20,6 +20,7 @@ from learning.reward_model.steps import featured_rows, scored_rows
 from learning.reward_model.unranked import unranked as unranked_groups
 from learning.training.models import load_reward_model
 from learning.training.stage import EXIT_CHECKPOINTED, EXIT_DONE, EXIT_NOT_ENOUGH_DATA
+from tests.learning.event_files import read_scalars
 from tests.learning.snapshot_folder import ranking, rating, unranked, write_snapshot
 from tests.tiny_model import make_tiny_model
 
@@ -154,6 +155,19 @@ def test_it_learns_what_raters_like_and_says_how_well(finished):
     assert (figures["steps"], len(figures["epochs"])) == (60, 3)
     assert figures["judgements"] == 3
     assert figures["shuffled_labels"] is False
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_every_step_and_every_epoch(finished):
+    shown = read_scalars(finished / "tensorboard")
+    assert [step for step, _ in shown["loss"]] == list(range(1, 61))
+    rates = [rate for _, rate in shown["learning_rate"]]
+    assert rates == sorted(rates, reverse=True)
+    figures = _figures(finished)
+    accuracies = [epoch["validation"]["accuracy"] for epoch in figures["epochs"]]
+    assert shown["validation/accuracy"] == [
+        (20 * (number + 1), pytest.approx(value)) for number, value in enumerate(accuracies)
+    ]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from core.hyperparameters import SftSettings
 from learning.training.models import init_reward_model, save_reward_model
 from learning.training.stage import EXIT_CHECKPOINTED, EXIT_NOT_ENOUGH_DATA
+from tests.learning.event_files import read_scalars
 from tests.learning.policy_stage import finish, prepare, run, start, wait_for_progress
 from tests.learning.snapshot_folder import chat, demonstration, write_snapshot
 from tests.tiny_model import make_tiny_model
@@ -74,6 +75,14 @@ def test_both_models_learn_and_a_stopped_run_ends_with_the_same_weights(inputs, 
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert (stopped / "out" / name / "tokenizer.json").is_file()
+    for part in ("anchor", "sft"):  # what TensorBoard shows is one line, too
+        watched = [read_scalars(folder / "tensorboard" / part) for folder in (straight, stopped)]
+        assert watched[0]["loss"] == watched[1]["loss"]
+        assert [step for step, _ in watched[0]["loss"]] == [
+            step for step, rate in watched[1]["learning_rate"] if rate > 0.0
+        ]
+        assert len(watched[0]["loss"]) == figures[part]["steps"]
+        assert len(watched[0].get("judged", [])) == (3 if part == "sft" else 0)
 
 
 @pytest.mark.slow
