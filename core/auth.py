@@ -10,13 +10,14 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from core import keys, registry
-from core.errors import Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
+from core.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
 from core.records import ApiKey, KeyLimits, Scope
-from core.redis_client import Redis, redis_errors, script
+from core.redis_client import Redis, promise, redis_errors, script
 
 REFRESH_SECONDS = 1.0
 _FRESH_SECONDS = 3 * REFRESH_SECONDS
@@ -45,7 +46,7 @@ async def create_key(
     """
     if not scopes:
         raise Unprocessable("a key needs at least one scope: complete, feedback, label or admin")
-    secret = f"il-{secrets.token_urlsafe(32)}"
+    secret = _new_secret()
     while True:
         key = ApiKey(
             id=secrets.token_hex(_ID_BYTES),
@@ -69,7 +70,7 @@ async def list_keys(redis: Redis) -> list[ApiKey]:
 
 
 async def revoke_key(redis: Redis, key_id: str, *, who: str = "") -> ApiKey:
-    """Refuse this key from now on, everywhere within two seconds. Raises NotFound."""
+    """Refuse this key from now on, everywhere within two seconds. Raises NotFound, Unavailable."""
     while True:
         raw = await redis.hget(keys.api_keys(), key_id)
         if raw is None:
@@ -78,19 +79,59 @@ async def revoke_key(redis: Redis, key_id: str, *, who: str = "") -> ApiKey:
         if key.revoked_at is not None:
             return key
         key = key.model_copy(update={"revoked_at": time.time()})
-        if await _save(redis, key, "key revoked", before=raw, who=who):
-            return key
+        with redis_errors():
+            if await _save(redis, key, "key revoked", before=raw, run=promise, who=who):
+                return key
 
 
-async def _save(redis: Redis, key: ApiKey, action: str, *, before: bytes, **details: str) -> bool:
+async def rotate_key(
+    redis: Redis, key_id: str, *, grace_seconds: float, who: str = ""
+) -> tuple[ApiKey, str]:
+    """Give a key a new secret, which is returned; the old one is good for the grace.
+
+    What it may do, its limits and whose word it is stay. Raises NotFound, Conflict for a key that
+    was revoked, Unavailable.
+    """
+    secret = _new_secret()
+    while True:
+        raw = await redis.hget(keys.api_keys(), key_id)
+        if raw is None:
+            raise NotFound(f"no key {key_id}: `instructloop keys list` shows them")
+        key = ApiKey.model_validate_json(raw)
+        if key.revoked_at is not None:
+            raise Conflict(f"key {key_id} was revoked: make another with `keys create`")
+        update = {
+            "digest": digest_of(secret),
+            "previous_digest": key.digest,
+            "previous_until": time.time() + grace_seconds,
+        }
+        key = key.model_copy(update=update)
+        with redis_errors():
+            if await _save(redis, key, "key rotated", before=raw, run=promise, who=who):
+                return key, secret
+
+
+async def _save(
+    redis: Redis,
+    key: ApiKey,
+    action: str,
+    *,
+    before: bytes,
+    run: Callable[..., Awaitable[Any]] = script,
+    **details: str,
+) -> bool:
     """Write a key and its entry of the audit log in one step; False when it has changed."""
     said = {name: text for name, text in details.items() if text}
     entry = registry.audit_entry(action, key=key.id, **said)
     text = key.model_dump_json(exclude_none=True)
-    done = await script(
+    done = await run(
         redis, "save_key", [keys.api_keys(), keys.audit()], [key.id, before, text, entry]
     )
     return bool(done)
+
+
+def _new_secret() -> str:
+    return f"il-{secrets.token_urlsafe(32)}"
 
 
 def digest_of(secret: str) -> str:
@@ -152,9 +193,10 @@ class KeyCache:
         with redis_errors():
             raw: dict[bytes, bytes] = await self._redis.hgetall(keys.api_keys())
         if raw != self._raw or not self.loaded:
-            known = map(ApiKey.model_validate_json, raw.values())
-            self._by_digest = {key.digest: key for key in known}
-            self._by_id = {key.id: key for key in self._by_digest.values()}
+            known = list(map(ApiKey.model_validate_json, raw.values()))
+            self._by_id = {key.id: key for key in known}
+            self._by_digest = {key.previous_digest: key for key in known if key.previous_digest}
+            self._by_digest |= {key.digest: key for key in known}
             self._raw = raw
         self._read_at = time.monotonic()
 
@@ -165,7 +207,13 @@ class KeyCache:
     def _lookup(self, digest: str) -> ApiKey:
         if not self.loaded:
             raise Unavailable(_NOT_READ)
-        return _valid(self._by_digest.get(digest))
+        key = _valid(self._by_digest.get(digest))
+        if key.digest != digest and key.previous_until <= time.time():
+            raise Unauthenticated(
+                f"API key {key.id} has a new secret, and the time of this one is over",
+                code="invalid_api_key",
+            )
+        return key
 
     async def find_id(self, key_id: str) -> ApiKey:
         """`find` by the key's name, for what carries our own proof of it."""

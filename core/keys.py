@@ -12,6 +12,11 @@ def schema() -> str:
     return PREFIX + "schema"
 
 
+def promised() -> str:
+    """string, written before replicas are waited for, so that there is something to wait for."""
+    return PREFIX + "promised"
+
+
 # --- API keys -------------------------------------------------------------------------------
 
 
@@ -263,6 +268,11 @@ def run_current() -> str:
     return PREFIX + "run-current"
 
 
+def no_room() -> str:
+    """string, why learning waits for room on a disk; expires in seconds. Tick -> status."""
+    return PREFIX + "no-room"
+
+
 def learning_lease() -> str:
     """string, fencing token of the worker that runs a stage; expires in seconds. Worker."""
     return PREFIX + "learning-lease"
@@ -326,6 +336,11 @@ def target_history() -> str:
     return PREFIX + "target-history"
 
 
+def freshness() -> str:
+    """hash version -> when it was first live, ISO 8601: its words are measured then. Worker."""
+    return PREFIX + "freshness"
+
+
 def canary() -> str:
     """string, Canary JSON: the one that is on, or the last. Learning, people -> all."""
     return PREFIX + "canary"
@@ -371,11 +386,16 @@ def replica(name: str) -> str:
     return f"{PREFIX}replica:{name}"
 
 
+def replica_holder(name: str) -> str:
+    """string, which agent speaks for a replica's name; expires with its heartbeat. Agent."""
+    return f"{PREFIX}replica-holder:{name}"
+
+
 def replicas() -> str:
     """set of replica names. Agent -> gateways."""
     return PREFIX + "replicas"
 
 
-def swap_lease() -> str:
-    """string, name of the replica that swaps now; expires. Agents take turns by it."""
-    return PREFIX + "swap-lease"
+def swap_lease(turn: int) -> str:
+    """string, name of a replica that swaps now; expires. So many agents at a time have a turn."""
+    return f"{PREFIX}swap-lease:{turn}"

@@ -233,6 +233,17 @@ async def _clock(redis: Redis) -> float:
     return float(seconds) + float(micros) / 1e6
 
 
+async def note_room(redis: Redis, why: str | None) -> None:
+    """Say for a few ticks why learning waits for room on its disk; None when it does not."""
+    if why is not None:
+        await redis.set(keys.no_room(), why, ex=int(WORKER_SILENCE_SECONDS))
+
+
+async def _no_room(redis: Redis) -> str | None:
+    why = await redis.get(keys.no_room())
+    return why.decode() if why else None
+
+
 # --- what people are shown ------------------------------------------------------------------
 
 
@@ -244,6 +255,7 @@ async def loop_state(redis: Redis) -> dict[str, Any]:
     runs = await list_runs(redis, 50)
     return {
         "paused": notes.paused,
+        "no_room": await _no_room(redis),
         "worker": await worker_alive(redis),
         "comparisons": comparisons,
         "new_comparisons": max(comparisons - notes.consumed, 0),

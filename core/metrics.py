@@ -6,6 +6,8 @@ which `up` sets), so that the gateway's `/metrics` shows what all of them know.
 """
 
 import os
+import re
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -17,29 +19,64 @@ from prometheus_client import (
     generate_latest,
     start_http_server,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from core.records import ALL_STAGES
 
-__all__ = ["CONTENT_TYPE_LATEST", "render", "serve"]
+__all__ = ["CONTENT_TYPE_LATEST", "Counter", "Gauge", "Histogram", "render", "serve", "show"]
 
+VERSIONS_SHOWN = 50
+_VERSION = re.compile(r"v\d{1,9}")
 _FAST = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
+_FRESH = (60.0, 600.0, 3600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0)
 _STAGE = (1.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0, 7200.0, 43200.0)
 
 
 def registry() -> CollectorRegistry:
-    """What to expose: this process, or all processes of the machine."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return REGISTRY
-    shared = CollectorRegistry()
-    MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
-    return shared
+    """What to expose: this process, or all processes of the machine; of versions the newest."""
+    everything = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        everything = CollectorRegistry()
+        MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
+    shown = CollectorRegistry()
+    shown.register(_Newest(everything))
+    return shown
+
+
+class _Newest(Collector):
+    """Of metrics by version the newest so many: a loop that turns for years makes thousands."""
+
+    def __init__(self, source: CollectorRegistry) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._source.collect():
+            numbers = {number for sample in family.samples if (number := _number(sample.labels))}
+            if len(numbers) > VERSIONS_SHOWN:
+                oldest = sorted(numbers)[-VERSIONS_SHOWN]
+                fresh = [s for s in family.samples if (_number(s.labels) or oldest) >= oldest]
+                family.samples = fresh
+            yield family
+
+
+def _number(labels: Mapping[str, str]) -> int:
+    """Of the version that a series is about; 0 for none, and for the first."""
+    named = labels.get("policy_version") or labels.get("version", "")
+    return int(named[1:]) if _VERSION.fullmatch(named) else 0
 
 
 def render() -> bytes:
     """All metrics in the text format of Prometheus."""
     return generate_latest(registry())
+
+
+def show(port: int | None, *, host: str) -> None:
+    """Expose them where the settings say, unless a gateway of this machine shows them, too."""
+    if port is not None and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        serve(port, host=host)
 
 
 def serve(port: int, *, host: str) -> None:
@@ -83,6 +120,17 @@ RATE_LIMITED = Counter(
 REDIS_UP = Gauge(
     "instructloop_redis_up", "1 when Redis answers this process.", multiprocess_mode="mostrecent"
 )
+DISK_FREE = Gauge(
+    "instructloop_disk_free_bytes",
+    "Free disk under the state folder.",
+    multiprocess_mode="mostrecent",
+)
+DISK_STOPPED = Gauge(
+    "instructloop_disk_stopped",
+    "1 when learning, logging or feedback has stopped because the disk is nearly full.",
+    ["what"],
+    multiprocess_mode="mostrecent",
+)
 POLICY_INFO = Gauge(
     "instructloop_policy_version_info",
     "1 for the version that is the target.",
@@ -102,6 +150,39 @@ ATTESTATIONS = Counter(
 )
 SWAP_PAUSE_SECONDS = Histogram(
     "instructloop_swap_pause_seconds", "How long a swap paused generation.", buckets=_SLOW
+)
+
+# --- vLLM's own, by replica (core/engine/figures.py)
+ENGINE_RUNNING = Gauge(
+    "instructloop_engine_requests_running",
+    "Completions that an engine generates now.",
+    ["replica"],
+    multiprocess_mode="mostrecent",
+)
+ENGINE_WAITING = Gauge(
+    "instructloop_engine_requests_waiting",
+    "Completions that wait for room in an engine.",
+    ["replica"],
+    multiprocess_mode="mostrecent",
+)
+ENGINE_CACHE_USAGE = Gauge(
+    "instructloop_engine_kv_cache_usage",
+    "Share of an engine's memory for keys and values that is in use, 0 to 1.",
+    ["replica"],
+    multiprocess_mode="mostrecent",
+)
+ENGINE_TOKENS = Counter(
+    "instructloop_engine_tokens_total", "Tokens by vLLM's own count.", ["replica", "kind"]
+)
+ENGINE_PREFIX_TOKENS = Counter(
+    "instructloop_engine_prefix_tokens_total",
+    "Tokens of prompts that were asked of the prefix cache, and those it had.",
+    ["replica", "kind"],
+)
+ENGINE_PREEMPTIONS = Counter(
+    "instructloop_engine_preemptions_total",
+    "Completions that an engine put off for want of memory, and computed again.",
+    ["replica"],
 )
 
 # --- canary
@@ -166,6 +247,11 @@ RATER_AGREEMENT = Gauge(
 )
 
 # --- learning
+FRESHNESS_SECONDS = Histogram(
+    "instructloop_freshness_seconds",
+    "From a word of somebody's to weights that learned from it and serve.",
+    buckets=_FRESH,
+)
 REWARD_MODEL_ACCURACY = Gauge(
     "instructloop_reward_model_accuracy",
     "Pair accuracy of the newest reward model.",
@@ -217,7 +303,7 @@ for _outcome in ("done", "refused", "restored", "restarted", "gave_up"):
     SWAPS.labels(_outcome)
 for _outcome in ("ok", "mismatch", "unanswered"):
     ATTESTATIONS.labels(_outcome)
-for _reason in ("seal_failed", "spool_full", "spool_failed"):
+for _reason in ("seal_failed", "spool_full", "spool_failed", "disk_full"):
     LOGS_DROPPED.labels(_reason)
 for _stage in ALL_STAGES:
     LEARNING_RUNS.labels(_stage, "failed")

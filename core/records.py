@@ -54,6 +54,9 @@ class ApiKey(Record):
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    previous_digest: str | None = None
+    """Of the secret before the last rotation, good until `previous_until`."""
+    previous_until: float = 0.0
     trains: bool = True
     """Whether what is said through this key may train a policy."""
     limits: KeyLimits | None = None

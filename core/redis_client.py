@@ -1,47 +1,48 @@
 """The door to Redis: connecting, checking that it keeps its word, and atomic scripts.
 
-The only module that imports redis. Others take the client that `connect` gives and the key names
-of core/keys.py. Errors of the connection reach callers as `core.errors.Unavailable`, through
+Others take the client that `connect` gives and the key names of core/keys.py. What a connection is
+stands in core/redis_connection.py, scripts on lines of their own in core/redis_scripts.py; these
+three import redis. Errors of the connection reach callers as `core.errors.Unavailable`, through
 `redis_errors`.
 """
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import redis
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 
-from core import keys
+from core import keys, schema
 from core.errors import StartError, Unavailable
 from core.keyring import Keyring
+from core.redis_address import NO_CLUSTER, read_address, with_options, with_settings
+from core.redis_connection import make_pool
+from core.redis_scripts import Batches, Line, digest, not_held, source, wait_of, waiting
 from core.settings import Settings
 
-LUA = Path(__file__).parent / "lua"
-SCHEMA_VERSION = "1"
-MAX_CONNECTIONS = 64
-"""More calls at one time wait for a connection, as long as a command may take."""
 _LOOK_SECONDS = 0.05
-_BATCH = 128
+_WAIT = "INSTRUCTLOOP_REDIS_WAIT_REPLICAS"
+_NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|NOREPLICAS|READONLY|MASTERDOWN|UNBLOCKED)\b")
+"""What goes away by itself, at the front of an error, or of one within a script."""
 __all__ = [
     "Batches",
     "Line",
     "Redis",
     "check_redis",
     "connect",
+    "held",
+    "limits_url",
     "local_redis_url",
+    "promise",
     "redis_errors",
     "redis_url",
     "rewrite_file",
     "script",
+    "spare_replicas",
 ]
 
 
@@ -54,11 +55,28 @@ def redis_url(settings: Settings, *, database: int = 0) -> str:
     """The Redis of the records: the setting, or our own in the state folder.
 
     The password of our own is read from its file, so that it is in no environment or command line.
+    What the settings say of TLS and of replicas is in the URL. Raises StartError.
     """
     if settings.redis_url:
-        return settings.redis_url
-    password = Keyring(settings.state_dir / "secrets").token("redis.password")
-    return local_redis_url(settings.state_dir, password, database=database)
+        url = with_settings(settings.redis_url, settings)
+    else:
+        password = Keyring(settings.state_dir / "secrets").token("redis.password")
+        url = local_redis_url(settings.state_dir, password, database=database)
+    if not settings.redis_wait_replicas:
+        return url
+    return with_options(
+        url,
+        {
+            "wait_replicas": str(settings.redis_wait_replicas),
+            "wait_seconds": f"{settings.redis_wait_seconds:g}",
+        },
+    )
+
+
+def limits_url(settings: Settings) -> str | None:
+    """The Redis of the limits, if they have one of their own."""
+    url = settings.redis_limits_url
+    return None if url is None else with_settings(url, settings)
 
 
 def socket_path(state_dir: Path) -> Path:
@@ -66,45 +84,20 @@ def socket_path(state_dir: Path) -> Path:
     return state_dir.resolve() / "redis" / "redis.sock"
 
 
-class _Cancellable(AbstractConnection):  # type: ignore[misc]  # it has no types
-    """Sends under `asyncio.timeout`, which never forgets a cancellation.
-
-    redis-py sends under `asyncio.wait_for`, and that of Python 3.11 swallows a cancellation which
-    comes in the moment in which what it waits for is done. Without a timeout it does not use it.
-    """
-
-    socket_timeout: float | None
-
-    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        seconds, self.socket_timeout = self.socket_timeout, None
-        try:
-            async with asyncio.timeout(seconds):
-                await super().send_packed_command(command, check_health)
-        except TimeoutError as error:
-            raise redis.TimeoutError("Timeout writing to socket") from error
-        finally:
-            self.socket_timeout = seconds
-
-
 @asynccontextmanager
 async def connect(url: str, *, timeout: float = 5.0) -> AsyncIterator[Redis]:
-    """A client for the length of a `with` block. Commands are not retried: callers decide."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=timeout,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=15,
-    )
-    kind = pool.connection_class  # the URL chose it: a socket, TCP or TLS
-    pool.connection_class = type(f"Cancellable{kind.__name__}", (_Cancellable, kind), {})
+    """A client for the length of a `with` block. Commands are not retried: callers decide.
+
+    Raises StartError for a URL that cannot be (core/redis_address.py says which can).
+    """
+    pool, master = make_pool(read_address(url), timeout=timeout)
     client = Redis.from_pool(pool)
     try:
         yield client
     finally:
         await client.aclose()
+        if master is not None:
+            await master.close()
 
 
 @contextmanager
@@ -115,28 +108,55 @@ def redis_errors() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError) as error:
         raise Unavailable(f"Redis does not answer: {type(error).__name__}; try again") from error
     except redis.ResponseError as error:
-        if str(error).startswith(("OOM", "MISCONF", "LOADING", "NOREPLICAS")):
+        if isinstance(error, redis.OutOfMemoryError) or _NOT_NOW.search(str(error)):
             raise Unavailable(f"Redis cannot write now: {error}") from error
         raise
-
-
-@cache
-def _source(name: str) -> str:
-    return (LUA / f"{name}.lua").read_text()
-
-
-@cache
-def _digest(name: str) -> str:
-    """Redis's name for a script."""
-    return hashlib.sha1(_source(name).encode(), usedforsecurity=False).hexdigest()
 
 
 async def script(
     client: Redis, name: str, key_names: list[str], args: list[str | bytes | int | float]
 ) -> Any:
     """Run core/lua/NAME.lua: one atomic step. It is loaded again after a restart of Redis."""
-    run = client.register_script(_source(name))
+    run = client.register_script(source(name))
     return await cast(Awaitable[Any], run(keys=key_names, args=args))
+
+
+async def promise(
+    client: Redis, name: str, key_names: list[str], args: list[str | bytes | int | float]
+) -> Any:
+    """Like `script`, for what a reply promises: when it returns, enough replicas have it, too.
+
+    How many is said by the client's URL. Raises NOREPLICAS as Redis does, which `redis_errors`
+    turns into Unavailable: it may have been written, so what runs twice must do no harm.
+    """
+    if not wait_of(client).replicas:
+        return await script(client, name, key_names, args)
+    command = (len(key_names), *key_names, *args)
+    said = await _held(client, "EVALSHA", digest(name), *command)
+    if isinstance(said, redis.exceptions.NoScriptError):
+        said = await _held(client, "EVAL", source(name), *command)
+    if isinstance(said, Exception):
+        raise said
+    return said
+
+
+async def held(client: Redis) -> None:
+    """Return once enough replicas have all that is in this Redis. Raises NOREPLICAS."""
+    if wait_of(client).replicas:
+        await _held(client, "PING")
+
+
+async def _held(client: Redis, *command: str | bytes | int | float) -> Any:
+    """What a command says, or its error, once replicas have it, on one connection."""
+    wait = wait_of(client)
+    async with client.pipeline(transaction=False) as step:
+        for one in (command, *waiting(wait)):
+            step.execute_command(*one)
+        said, *after = await step.execute(raise_on_error=False)
+    broken = not_held(wait, after)
+    if broken is not None and not isinstance(said, redis.exceptions.NoScriptError):
+        raise broken
+    return said
 
 
 async def rewrite_file(client: Redis, *, seconds: float) -> bool | None:
@@ -166,175 +186,26 @@ async def _until_rewritten(client: Redis, seconds: float) -> bool:
     return False
 
 
-class Line:
-    """One connection, kept for one caller who runs scripts, one at a time, that may run twice.
-
-    It saves what a shared client does around every command, which takes as long as Redis itself.
-    """
-
-    def __init__(self, client: Redis) -> None:
-        pool = client.connection_pool
-        self._connection = pool.connection_class(**pool.connection_kwargs)
-
-    async def script(
-        self, name: str, key_names: list[str], args: list[str | bytes | int | float]
-    ) -> Any:
-        """Like `script`. A connection that Redis has closed meanwhile is opened again, once."""
-        command = (len(key_names), *key_names, *args)
-        kept = self._connection.is_connected
-        try:
-            return await self._run(name, command)
-        except redis.ConnectionError:
-            if not kept:
-                raise
-        return await self._run(name, command)
-
-    async def close(self) -> None:
-        """Close the connection; another call would open it again."""
-        await self._connection.disconnect()
-
-    async def _run(self, name: str, command: Sequence[str | bytes | int | float]) -> Any:
-        try:
-            return await self._call("EVALSHA", _digest(name), *command)
-        except redis.exceptions.NoScriptError:
-            return await self._call("EVAL", _source(name), *command)
-
-    async def _call(self, *command: str | bytes | int | float) -> Any:
-        await self._connection.send_command(*command)
-        return await self._connection.read_response()
-
-
-class Batches:
-    """One connection for many callers who run scripts that may run twice.
-
-    What is asked while a batch is on its way goes with the next one, so that Redis syncs its file
-    once for all of it, and what a shared client does around every command is done once. Replies
-    come when Redis has answered: nobody is told anything earlier.
-    """
-
-    def __init__(self, client: Redis) -> None:
-        pool = client.connection_pool
-        self._connection = pool.connection_class(**pool.connection_kwargs)
-        self._waiting: list[_Call] = []
-        self._sending: asyncio.Task[None] | None = None
-
-    async def script(
-        self, name: str, key_names: list[str], args: list[str | bytes | int | float]
-    ) -> Any:
-        """Like `script`. A connection that Redis has closed meanwhile is opened again, once."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(name, (len(key_names), *key_names, *args), answer))
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send())
-        return await answer
-
-    async def close(self) -> None:
-        """End, once everything that was asked is answered; another call would begin again."""
-        if self._sending is not None:
-            await self._sending
-        await self._connection.disconnect()
-
-    async def _send(self) -> None:
-        try:
-            while self._waiting:
-                calls, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-                try:
-                    await self._exchange(calls)
-                except (redis.RedisError, OSError) as error:
-                    # those behind them need not find out one batch after the other
-                    self._fail_all(calls, error)
-                finally:
-                    _fail(calls, redis.ConnectionError("the batch was broken off"))
-        finally:  # whatever the reason is, nobody waits for ever
-            self._fail_all((), redis.ConnectionError("the batches were broken off"))
-
-    def _fail_all(self, calls: Sequence["_Call"], error: Exception) -> None:
-        behind, self._waiting = self._waiting, []
-        _fail([*calls, *behind], error)
-
-    async def _exchange(self, calls: Sequence["_Call"]) -> None:
-        """Answer them all. Raises what the connection does."""
-        kept = self._connection.is_connected
-        try:
-            return await self._once(calls)
-        except redis.ConnectionError:
-            if not kept:
-                raise
-        await self._once([call for call in calls if not call.answer.done()])
-
-    async def _once(self, calls: Sequence["_Call"]) -> None:
-        unknown = await self._run(
-            calls, [("EVALSHA", _digest(call.name), *call.command) for call in calls]
-        )
-        await self._run(unknown, [("EVAL", _source(call.name), *call.command) for call in unknown])
-
-    async def _run(
-        self, calls: Sequence["_Call"], commands: Sequence[tuple[str | bytes | int | float, ...]]
-    ) -> list["_Call"]:
-        """Send the commands, give out the answers; returns calls whose script Redis lacks."""
-        unknown: list[_Call] = []
-        if not calls:
-            return unknown
-        try:
-            await self._connection.send_packed_command(self._connection.pack_commands(commands))
-            for call in calls:
-                try:
-                    said = await self._connection.read_response()
-                except redis.exceptions.NoScriptError:
-                    unknown.append(call)
-                except redis.ResponseError as error:
-                    call.fail(error)
-                else:
-                    call.succeed(said)
-        except BaseException:  # answers may be left in the line: nobody may read them as theirs
-            await self._connection.disconnect(nowait=True)
-            raise
-        return unknown
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A script that somebody waits for."""
-
-    name: str
-    command: tuple[str | bytes | int | float, ...]
-    answer: "asyncio.Future[Any]"
-
-    def succeed(self, said: Any) -> None:
-        if not self.answer.done():  # whoever asked may have gone
-            self.answer.set_result(said)
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
-def _fail(calls: Iterable[_Call], error: Exception) -> None:
-    for call in calls:
-        call.fail(error)
-
-
 async def check_redis(client: Redis) -> list[str]:
     """Whether this Redis may hold what people told us; returns warnings.
 
-    Raises StartError when it does not answer or holds a schema that this release cannot read.
-    An instance without AOF and `appendfsync always`, or one that evicts, is a warning; with
-    `durability=strict` it also makes the feedback routes refuse.
+    Raises StartError when it does not answer, is a Cluster, or holds a schema that this release
+    cannot read. An instance without AOF and `appendfsync always`, one that evicts, or one whose
+    replicas may lose what we promised is a warning; with `durability=strict` it also makes the
+    feedback routes refuse.
     """
     try:
         await client.ping()
-        await client.setnx(keys.schema(), SCHEMA_VERSION)
+        if (await client.info("cluster")).get("cluster_enabled"):
+            raise StartError(NO_CLUSTER)
+        await client.setnx(keys.schema(), schema.SCHEMA)
         known = (await client.get(keys.schema())).decode()
     except redis.RedisError as error:
         raise StartError(
             f"Redis does not answer ({error}): start it, or correct INSTRUCTLOOP_REDIS_URL"
         ) from None
-    if known != SCHEMA_VERSION:
-        raise StartError(
-            f"this Redis holds schema {known}, this release reads {SCHEMA_VERSION}: "
-            "run the release that wrote it, or another Redis"
-        )
-    return await _durability_warnings(client)
+    schema.check(known, "this Redis")
+    return await _durability_warnings(client) + await _replica_warnings(client)
 
 
 async def _durability_warnings(client: Redis) -> list[str]:
@@ -348,3 +219,27 @@ async def _durability_warnings(client: Redis) -> list[str]:
         for name, value in wanted.items()
         if answers[name] != value
     ]
+
+
+async def _replica_warnings(client: Redis) -> list[str]:
+    """What a failover would lose, or what keeps every promise from coming true."""
+    wanted = wait_of(client).replicas
+    if not wanted and "master" in client.connection_pool.connection_kwargs:
+        return [f"a failover may lose what was just said: {_WAIT} is to be the number of replicas"]
+    if not wanted:
+        return []
+    found = int((await client.info("replication")).get("connected_slaves", 0))
+    return [f"{found} replicas are there, {_WAIT} wants {wanted}"] if found < wanted else []
+
+
+async def spare_replicas(client: Redis) -> str | None:
+    """A word of advice where a replica could be promoted that need not have what we promised."""
+    wanted = wait_of(client).replicas
+    with redis_errors():
+        found = int((await client.info("replication")).get("connected_slaves", 0))
+    if not 0 < wanted < found:
+        return None
+    return (
+        f"{found} replicas are there and {wanted} must have what feedback promises: should the "
+        f"master and those be lost together, so is that; {_WAIT}={found} rules it out"
+    )

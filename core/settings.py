@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from core.engine.address import read_advertised, read_listen
 from core.errors import StartError
 from core.hyperparameters import PAPER, Group, LearningSettings
 
@@ -57,6 +58,9 @@ class GatewaySettings(Group):
     """An engine that gives no sign of life for so long is asked no more until it does."""
     shutdown_seconds: int = Field(20, ge=0)
     """How long requests in flight may finish after SIGTERM."""
+    leave_seconds: float = Field(0.0, ge=0)
+    """After SIGTERM: how long new requests are still taken while `/readyz` says 503, so that who
+    spreads them over gateways can notice."""
     cors_origins: tuple[str, ...] = ()
     """Origins of browsers that may call the API."""
     session_hours: int = Field(12, ge=1, le=720)
@@ -65,6 +69,8 @@ class GatewaySettings(Group):
     """How long it stays signed in at most, however much it uses them."""
     feedback_token_seconds: int = Field(3600, ge=1, le=604_800)
     """How long a browser may use a token for feedback on one completion."""
+    access_log: bool = False
+    """Whether each request is a line of the log: route, status, seconds and the key's id."""
 
 
 class LimitSettings(Group):
@@ -98,6 +104,15 @@ class EngineSettings(Group):
     """Engines that already run; nothing is swapped into them."""
     count: int = Field(1, ge=1, le=64)
     """Engines of our own on this machine."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    """Name of the replica that `instructloop engine` runs; no two alive share one. Unset:
+    `engine-0`, by `--number`."""
+    listen: str | None = None
+    """`HOST:PORT` where `instructloop engine` listens for gateways on other machines, such as
+    `0.0.0.0:8100`. Unset: a Unix socket in the state folder."""
+    advertise: str | None = None
+    """URL at which gateways reach it, such as `http://10.1.2.3:8100`. Unset: from `listen`, with
+    this machine's name where that is every address."""
     max_model_len: int = Field(2048, ge=64)
     """Longest prompt and completion together, in tokens."""
     max_num_seqs: int = Field(32, ge=1)
@@ -112,6 +127,24 @@ class EngineSettings(Group):
     """How often each engine proves that its weights are its version's; 0: only after loads."""
     drain_seconds: float = Field(0.0, ge=0)
     """How long a swap waits for replies in flight before it pauses them; new requests wait, too."""
+    swap_share: float = Field(0.1, gt=0, le=1)
+    """Share of the replicas that may swap at one time; one always may."""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_an_address(cls, listen: str | None) -> str | None:
+        return None if listen is None else str(read_listen(listen))
+
+    @field_validator("advertise")
+    @classmethod
+    def _is_a_place(cls, advertise: str | None) -> str | None:
+        return None if advertise is None else read_advertised(advertise)
+
+    @model_validator(mode="after")
+    def _advertise_what_listens(self) -> "EngineSettings":
+        if self.advertise is not None and self.listen is None:
+            raise ValueError("advertise needs listen: a Unix socket is for this machine only")
+        return self
 
 
 class LogSettings(Group):
@@ -238,6 +271,24 @@ class RetentionSettings(Group):
     """After so many days since the last word feedback goes. Unset: it stays."""
 
 
+class RoomSettings(Group):
+    """Free disk under the state folder below which something stops; 0: it never does."""
+
+    learning_mib: int = Field(1024, ge=0)
+    """No stage of learning begins with less."""
+    logging_mib: int = Field(512, ge=0)
+    """Completions are answered but not logged with less."""
+    feedback_mib: int = Field(128, ge=0)
+    """Feedback is refused with less, where our own Redis writes to this disk."""
+
+    @model_validator(mode="after")
+    def _stop_in_order(self) -> "RoomSettings":
+        given = [n for n in (self.learning_mib, self.logging_mib, self.feedback_mib) if n]
+        if given != sorted(given, reverse=True):
+            raise ValueError("learning_mib, logging_mib, feedback_mib: each at most the one before")
+        return self
+
+
 class WebhookSettings(Group):
     """Who is told of promotions, roll backs, canary verdicts, failed runs, failed attestations."""
 
@@ -275,6 +326,9 @@ class Settings(BaseSettings):
 
     state_dir: Path = Path(".instructloop")
     """Folder of keys, logs, policies, runs and the data of our own Redis."""
+    secrets_dir: Path | None = None
+    """Folder of the secrets that all machines of one installation share. Unset: `secrets` in
+    `state_dir`."""
     policies_url: str = ""
     """Where versions are kept, too, for other machines: a folder, or a URL that fsspec reaches."""
     model: str = "smollm2"
@@ -289,10 +343,30 @@ class Settings(BaseSettings):
     """Where Celery passes its messages. Unset: the same Redis."""
     redis_limits_url: str | None = None
     """Where rate limits are counted. Unset: the same Redis."""
+    redis_wait_replicas: int = Field(0, ge=0, le=16)
+    """Replicas that must have what a reply about feedback promises; else it is 503."""
+    redis_wait_seconds: float = Field(1.0, gt=0, le=4.0)
+    """How long is waited for them."""
+    redis_ca_file: Path | None = None
+    """Certificates that a Redis over TLS (`rediss://`) is believed by. Unset: the machine's own."""
+    redis_certificate_file: Path | None = None
+    """Certificate that we show to it."""
+    redis_key_file: Path | None = None
+    """The key of that certificate."""
     durability: Literal["strict", "relaxed"] = "strict"
     """`relaxed` takes feedback though Redis may lose seconds of it in a crash."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What the processes write to their logs."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """How: one JSON object a line, or text; `auto` is text on a terminal."""
+    otel_endpoint: str | None = None
+    """Where OpenTelemetry traces go (OTLP over HTTP), as `http://collector:4318`. Unset: what
+    `OTEL_EXPORTER_OTLP_ENDPOINT` says, else nothing is traced."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Where an engine's agent, a worker or beat shows its own `/metrics`, each on a machine of its
+    own. Unset: nowhere; under `up` the gateway shows those of all."""
+    metrics_host: str = "127.0.0.1"
+    """Address of that port."""
     gateway: GatewaySettings = GatewaySettings()
     limits: LimitSettings = LimitSettings()
     engine: EngineSettings = EngineSettings()
@@ -300,8 +374,14 @@ class Settings(BaseSettings):
     feedback: FeedbackSettings = FeedbackSettings()
     learning: LearningSettings = LearningSettings()
     retention: RetentionSettings = RetentionSettings()
+    room: RoomSettings = RoomSettings()
     canary: CanarySettings = CanarySettings()
     webhooks: WebhookSettings = WebhookSettings()
+
+    @property
+    def secrets(self) -> Path:
+        """The folder of secrets, for core/keyring.py."""
+        return self.secrets_dir or self.state_dir / "secrets"
 
     @classmethod
     def settings_customise_sources(
@@ -362,6 +442,7 @@ OTHER_VARIABLES = {
     "API_KEY",  # the key they use
     "ENGINE_TOKENS",  # file that the engine's guard reads
     "POLICY_VERSION",  # what the engine's guard starts with
+    "ENGINE_TCP",  # whether the engine's guard stands on a port
 }
 
 

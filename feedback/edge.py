@@ -31,6 +31,7 @@ from core.keyring import Keyring
 from core.records import ApiKey
 from core.records import Scope as KeyScope
 from core.redis_client import Batches, Redis
+from core.room import Room
 from core.settings import Settings
 from feedback.schemas import ErrorBody
 from feedback.store import Once
@@ -83,6 +84,12 @@ def enter(request: Request, *scopes: KeyScope) -> Door:
             f"feedback is refused: {'; '.join(warnings)} "
             "(set these in Redis, or INSTRUCTLOOP_DURABILITY=relaxed)",
             retry_after=_RETRY_SECONDS,
+        )
+    room: Room | None = getattr(state, "room", None)
+    no_room = room.lacking("feedback") if room and state.settings.redis_url is None else None
+    if no_room:
+        raise Unavailable(
+            f"feedback is refused: {no_room}: make room on this disk", retry_after=_RETRY_SECONDS
         )
     writes = getattr(state, "batches", state.redis)
     return Door(key, state.redis, writes, state.keyring, state.settings)

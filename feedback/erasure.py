@@ -17,7 +17,7 @@ from core import keys
 from core.auth import list_keys
 from core.errors import Conflict, NotFound
 from core.keyring import Keyring
-from core.redis_client import Redis, redis_errors, script
+from core.redis_client import Redis, promise, redis_errors
 from core.registry import audit_entry
 from feedback.entries import IMPORT_KEY_ID
 
@@ -102,7 +102,7 @@ async def open_job(redis: Redis, *, new: str, user: str, at: int, fields: Mappin
             flat = [text for pair in fields.items() for text in pair]
             about = {"erasure": erasure_id, "user": user, "tenant": fields["tenant"]}
             entry = audit_entry("erasure begun", **about)
-            done = await script(
+            done = await promise(
                 redis,
                 "begin_erasure",
                 [keys.tombstones(), keys.erasures_open(), keys.erasure(erasure_id), keys.audit()],

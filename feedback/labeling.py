@@ -6,13 +6,14 @@ others. Each step reads the task, decides, and writes unless somebody was faster
 (core/lua/replace_labeling_task.lua). Knows no HTTP; labeling_routes.py shows tasks to people.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 from zlib import crc32
 
 from core import keys
 from core.errors import Conflict, NotFound, Unprocessable
 from core.records import Answer, LabelingTask
-from core.redis_client import Redis, redis_errors, script
+from core.redis_client import Redis, held, promise, redis_errors, script
 from core.registry import milliseconds
 from core.settings import FeedbackSettings
 from feedback.labeling_rules import (
@@ -69,8 +70,8 @@ async def next_task(
         num_seen = int(await redis.scard(keys.labeling_seen(rater)))
         indexes = indexes_for(mode, rater, num_seen=num_seen, gold_share=settings.gold_share)
         for index in indexes:
-            if held := await _find(redis, index, rater, tenant=tenant, leased=True):
-                return held[1]
+            if own := await _find(redis, index, rater, tenant=tenant, leased=True):
+                return own[1]
         for _ in range(_ATTEMPTS):
             found = await _find_free(redis, indexes, rater, tenant=tenant)
             if found is None:
@@ -78,7 +79,8 @@ async def next_task(
             raw, task = found
             until = milliseconds() + settings.lease_seconds * 1000
             lease = task.model_copy(update={"leased_by": rater, "leased_until": until / 1000})
-            if await _replace(redis, raw, Step(lease, until), rater=rater) == "done":
+            step = Step(lease, until)
+            if await _replace(redis, raw, step, rater=rater, run=script) == "done":
                 return lease
     return None
 
@@ -267,6 +269,7 @@ async def _change(
             raw, task = await _read(redis, task_id, tenant=tenant)
             step = decide(task)
             if step is None:
+                await held(redis)  # it was said before: by a call that may have ended in 503
                 return reply
             outcome = await _replace(redis, raw, step, rater=rater, reply=reply, once=once)
             if outcome != "changed":
@@ -290,9 +293,10 @@ async def _replace(
     rater: str,
     reply: str = "",
     once: Once | None = None,
+    run: Callable[..., Awaitable[Any]] = promise,
 ) -> str:
     """`done`, `changed` (somebody was faster), or the reply to the same request before."""
-    status, before = await script(
+    status, before = await run(
         redis,
         "replace_labeling_task",
         [

@@ -1,8 +1,8 @@
 """Feedback records in Redis: each write is one atomic script, so that nothing is half said.
 
 A write is the record, its indexes, the counts and the reply to an Idempotency-Key together; Redis
-has it on disk before it answers. Knows nothing of HTTP. intake.py makes the records; ingest and
-snapshot.py read them.
+has it on disk, and as many replicas as are wanted, before it answers. Knows nothing of HTTP.
+intake.py makes the records; ingest and snapshot.py read them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -12,7 +12,7 @@ from functools import partial
 from core import keys
 from core.errors import Conflict, NotFound, Unprocessable
 from core.records import Completion, Feedback, FeedbackKind
-from core.redis_client import Batches, Redis, redis_errors, script
+from core.redis_client import Batches, Redis, promise, redis_errors, script
 from feedback.archive import archived, known_tokens, tokens_of
 
 COUNTS: dict[FeedbackKind, str] = {
@@ -52,7 +52,7 @@ async def record(
     A repeated Idempotency-Key gives the first reply and writes nothing. Raises Conflict when that
     key came with another request, Unprocessable when the answer had broken off, Unavailable.
     """
-    run = redis.script if isinstance(redis, Batches) else partial(script, redis)
+    run = redis.script if isinstance(redis, Batches) else partial(promise, redis)
     with redis_errors():
         status, text = await run("record_feedback", *script_call(feedback, reply=reply, once=once))
     match status:
@@ -153,7 +153,7 @@ async def tokens_of_users(redis: Redis, users: Collection[str]) -> set[str]:
 
 async def withdraw(redis: Redis, feedback_id: str, *, now: float) -> None:
     """Take feedback back: what it said is gone, that it was said remains. Idempotent."""
-    await change(redis, feedback_id, lambda old: withdrawn(old, now=now))
+    await change(redis, feedback_id, lambda old: withdrawn(old, now=now), promised=True)
 
 
 async def mark_used(redis: Redis, ids: Iterable[str], version: str) -> None:
@@ -189,9 +189,16 @@ def _used(old: Feedback, version: str) -> Feedback:
     return old.model_copy(update={"used_in": tuple(sorted({*old.used_in, version}))})
 
 
-async def change(redis: Redis, feedback_id: str, rewrite: Callable[[Feedback], Feedback]) -> None:
+async def change(
+    redis: Redis,
+    feedback_id: str,
+    rewrite: Callable[[Feedback], Feedback],
+    *,
+    promised: bool = False,
+) -> None:
     """Read, rewrite, and write unless it changed meanwhile; then again. Counts follow.
 
+    What is promised is written though it is there, so that replicas are waited for in any case.
     Raises NotFound, Conflict (it kept changing), Unavailable.
     """
     for _ in range(_ATTEMPTS):
@@ -201,15 +208,20 @@ async def change(redis: Redis, feedback_id: str, rewrite: Callable[[Feedback], F
             raise NotFound("no such feedback")
         old = Feedback.model_validate_json(raw)
         new = rewrite(old)
-        if new == old or await replace(redis, raw, old, new):
+        if new == old and not promised:
+            return
+        if await replace(redis, raw, old, new, promised=promised):
             return
     raise Conflict("this feedback is being changed by somebody else: try again")
 
 
-async def replace(redis: Redis, raw: bytes, old: Feedback, new: Feedback) -> bool:
+async def replace(
+    redis: Redis, raw: bytes, old: Feedback, new: Feedback, *, promised: bool = False
+) -> bool:
     """Put `new` in the place of `old`, whose bytes are `raw`; False when it has changed."""
+    run = promise if promised else script
     with redis_errors():
-        done = await script(
+        done = await run(
             redis,
             "replace_feedback",
             [keys.feedback(old.id), keys.feedback_text(), keys.quarantine(), keys.counts()],

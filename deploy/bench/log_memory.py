@@ -50,14 +50,15 @@ async def log_memory(*, completions: int, step: int, keep: int = 2_000) -> dict[
         process = start_redis(state_dir, "bench", log=state_dir / "redis.log")
         try:
             async with connect(local_redis_url(state_dir, "bench")) as redis:
-                await _until_there(redis)
+                await until_there(redis)
                 return await _measure(redis, settings, completions=completions, step=step)
         finally:
             process.kill()
             process.wait()
 
 
-async def _until_there(redis: Redis) -> None:
+async def until_there(redis: Redis) -> None:
+    """Wait until a Redis that was just started answers. Raises Unavailable."""
     until = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -73,7 +74,7 @@ async def _until_there(redis: Redis) -> None:
 async def _measure(
     redis: Redis, settings: Settings, *, completions: int, step: int
 ) -> dict[str, float]:
-    keyring = Keyring(settings.state_dir / "secrets")
+    keyring = Keyring(settings.secrets)
     made = records(keyring, completions)
     empty = await used_bytes(redis)
     await put(redis, keyring, made, _BEFORE)

@@ -2,13 +2,18 @@
 
 import asyncio
 import signal
-from contextlib import suppress
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import redis as redis_py
 
-from core.errors import Unavailable
-from core.redis_client import Line, connect, redis_errors
+from core.errors import StartError, Unavailable
+from core.redis_client import Line, check_redis, connect, redis_errors, script
+from deploy.redis_server import find_redis_server
+from tests.redis_fleet import until
 
 
 async def test_a_task_ends_whenever_it_is_cancelled_between_commands(redis):
@@ -101,3 +106,49 @@ async def test_a_cancelled_script_leaves_no_reply_for_the_next_one_on_its_line(r
             length,
         ]
     await line.close()
+
+
+async def test_what_goes_away_by_itself_is_unavailable_also_when_a_script_meets_it(redis_server):
+    async with connect(redis_server.url) as client:
+        take = ("lease", ["held", "fence"], ["take", 60_000, ""])
+        await client.config_set("maxmemory", 1)
+        for write in (lambda: script(client, *take), lambda: client.set("name", "value")):
+            with pytest.raises(Unavailable, match="maxmemory"), redis_errors():
+                await write()
+        await client.config_set("maxmemory", 0)
+        await client.replicaof("127.0.0.1", 1)
+        for write in (lambda: script(client, *take), lambda: client.set("name", "value")):
+            with pytest.raises(Unavailable), redis_errors():
+                await write()
+        await client.replicaof("NO", "ONE")
+        assert await script(client, *take) == 1
+
+
+async def test_a_cluster_is_refused_at_the_start_whatever_its_url_says(state_dir):
+    """With a node that owns every slot: it would refuse the first step that writes two keys."""
+    with single_cluster(state_dir) as url:
+        async with connect(url) as client:
+            with pytest.raises(redis_py.ResponseError, match="CROSSSLOT|same slot"):
+                await script(client, "lease", ["held", "fence"], ["take", 60_000, ""])
+            with pytest.raises(StartError, match="Cluster cannot hold the records"):
+                await check_redis(client)
+
+
+@contextmanager
+def single_cluster(folder: Path) -> Iterator[str]:
+    """One node of a Cluster."""
+    socket = folder / "cluster.sock"
+    server = subprocess.Popen(
+        [find_redis_server(), "--port", "0", "--unixsocket", str(socket)]
+        + ["--cluster-enabled", "yes", "--dir", str(folder), "--save", ""],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with redis_py.Redis(unix_socket_path=str(socket)) as client:
+            until(lambda: socket.exists() and client.ping(), what="the node answers")
+            client.execute_command("CLUSTER ADDSLOTS", *range(16384))
+            until(lambda: client.cluster("info")["cluster_state"] == "ok", what="it is well")
+        yield f"unix://{socket}"
+    finally:
+        server.kill()
+        server.wait()

@@ -1,0 +1,118 @@
+"""The user that docs/redis.md describes can do what the service does, and nothing else."""
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import pytest
+import redis as redis_py
+from kombu import Connection
+
+from core import audit_log, keys, loop, registry
+from core.auth import create_key, revoke_key
+from core.redis_client import check_redis, connect, redis_url, rewrite_file
+from core.settings import LogSettings, Settings
+from feedback import erasure
+from feedback.compaction import compact
+from feedback.erasing import erase_what_is_due
+from learning.rounds.ingesting import drain_inbox
+from learning.worker.broker import broker_url
+from learning.worker.ticking import due_tasks
+from tests.conftest import eventually
+from tests.feedback.factory import EmailFilter
+from tests.serving.conftest import CHAT, announce, running_gateway
+from tests.serving.engine_double import EngineDouble
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "redis.md"
+
+
+def documented_rules() -> list[str]:
+    block = re.search(r"^ACL SETUSER instructloop (.*?)^```", DOCUMENT.read_text(), re.S | re.M)
+    return block[1].split()
+
+
+@pytest.fixture
+def settings(redis_server, state_dir):
+    """Of a service that has the documented user, and of Redis nothing more."""
+    with redis_py.Redis.from_url(redis_server.url) as admin:
+        admin.execute_command("ACL SETUSER", "instructloop", *documented_rules())
+        admin.set("another's", "secret")
+    url = redis_server.url.replace(f":{redis_server.password}@", "instructloop:PASSWORD@")
+    return Settings(state_dir=state_dir, redis_url=url, log=LogSettings(keep_in_redis=2))
+
+
+async def test_everything_works_with_the_documented_user(settings, redis_server, keyring):
+    async with (
+        connect(redis_url(settings)) as redis,
+        EngineDouble().listening(settings.state_dir / "engine.sock") as engine,
+    ):
+        assert await check_redis(redis) == []
+        await announce(redis, engine)
+        async with running_gateway(settings, redis) as gateway:
+            await eventually(lambda: not gateway.app.state.durability_warnings)
+            await eventually(gateway.app.state.services.replicas.can_serve)
+            for number in range(6):
+                body = {**CHAT, "user": f"user {number}"}
+                async with gateway.post("/v1/chat/completions", body) as response:
+                    completion_id = (await response.json())["id"]
+                said = {"completion_id": completion_id, "rating": 5, "comment": "a@b.org says so"}
+                once = {"Idempotency-Key": completion_id}
+                async with gateway.post("/v1/feedback", said, headers=once) as response:
+                    assert response.status == 201, await response.text()
+            assert "ingest" in await due_tasks(redis, settings)
+            assert await drain_inbox(redis, keyring, settings, EmailFilter(), seconds=30) == 12
+            while await compact(redis, settings, now=time.time()):
+                pass
+        await _erase(redis, keyring, settings)
+        await _learn(redis)
+        key, _ = await create_key(redis, name="more", tenant="acme", scopes=("label",))
+        await revoke_key(redis, key.id)
+        await audit_log.mirror(redis, keyring, settings.state_dir)
+        assert await rewrite_file(redis, seconds=1) is None  # the page says what this needs
+    await asyncio.to_thread(_celery_works, settings)
+    with redis_py.Redis.from_url(redis_server.url) as admin:
+        refused = {entry["object"] for entry in admin.acl_log()}
+        assert refused <= {"bgrewriteaof", "client"}, refused
+
+
+async def test_it_can_neither_read_what_is_not_ours_nor_harm_the_server(settings):
+    async with connect(redis_url(settings)) as redis:
+        for command in (
+            ("GET", "another's"),
+            ("EVAL", "return redis.call('GET', 'another''s')", 0),
+            ("EVAL", "return redis.call('FLUSHALL')", 0),
+            ("CONFIG", "SET", "appendfsync", "no"),
+            ("FLUSHALL",),
+            ("KEYS", "*"),
+            ("SHUTDOWN",),
+            ("REPLICAOF", "127.0.0.1", 1),
+            ("ACL", "WHOAMI"),
+            ("PUBLISH", "channel", "word"),
+        ):
+            with pytest.raises(redis_py.ResponseError):
+                await redis.execute_command(*command)
+
+
+async def _erase(redis, keyring, settings) -> None:
+    begun = await erasure.begin(redis, keyring, tenant="acme", user="user 1", now=time.time())
+    assert await erase_what_is_due(redis, keyring, settings) == 1
+    assert (await erasure.receipt(redis, begun)).id == begun
+
+
+async def _learn(redis) -> None:
+    run = await loop.request_run(redis, stages=("snapshot",), wanted_by="a test")
+    await loop.cancel(redis, run.id)
+    assert await registry.target(redis) is None
+    assert await registry.next_version(redis) == "v0000"
+
+
+def _celery_works(settings) -> None:
+    options = {"global_keyprefix": f"{keys.PREFIX}broker:"}
+    with Connection(broker_url(settings), transport_options=options) as connection:
+        queue = connection.SimpleQueue("tests")
+        queue.put({"it": "arrives"})
+        got = queue.get(timeout=5)
+        got.ack()
+        assert got.payload == {"it": "arrives"}
+        queue.close()
