@@ -1,10 +1,13 @@
-"""Secrets of one installation: files of mode 0600 under STATE_DIR/secrets, made once.
+"""Secrets of one installation: files of mode 0600 in one folder, made once.
 
 - `mac.key` authenticates completion ids; `user.key` hashes users and raters and never changes;
-- `signing.key` (Ed25519) signs cards; `inbox/DAY.key` seals one day's raw text and is destroyed
-  when nothing sealed with it is left, so that old append-only files become unreadable;
-- `redis.password`, `engine.json` keep local processes out; `webhook.secret` signs webhooks.
+- `signing.key` (Ed25519) signs cards, `signing-*.pub` check what keys before it signed;
+- `inbox/DAY.key` seals one day's raw text and is destroyed when nothing sealed with it is left, so
+  that old append-only files become unreadable;
+- `redis.password`, `engine-data.token` keep others out of Redis and engines; `webhook.secret`
+  signs webhooks.
 
+The folder is STATE_DIR/secrets, or the one that all machines of an installation share.
 Knows files and ciphers; knows nothing of Redis or requests.
 """
 
@@ -13,13 +16,14 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -36,7 +40,7 @@ class SealBroken(InstructLoopError):
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The secrets of one state folder."""
+    """The secrets of one installation."""
 
     folder: Path
 
@@ -86,9 +90,27 @@ class Keyring:
         private = Ed25519PrivateKey.from_private_bytes(self.key("signing"))
         return base64.b64encode(private.sign(message)).decode()
 
-    def public_key(self) -> Ed25519PublicKey:
-        """The key that checks `sign`."""
-        return Ed25519PrivateKey.from_private_bytes(self.key("signing")).public_key()
+    def public_key(self) -> "Verifier":
+        """What checks `sign`: by the key as it is on the disk now, and by those before it.
+
+        A process that signs may know only the one before.
+        """
+        path = self.folder / "signing.key"
+        private = path.read_bytes() if path.exists() else self.key("signing")
+        now = Ed25519PrivateKey.from_private_bytes(private).public_key()
+        before = [path.read_bytes() for path in sorted(self.folder.glob("signing-*.pub"))]
+        return Verifier((now, *map(Ed25519PublicKey.from_public_bytes, before)))
+
+    def rotate_signing(self, *, now: float) -> None:
+        """Sign with a new key from now on; what was signed before stays good.
+
+        Other processes sign with the old one until they start again, which is as good. `now` in
+        seconds names the old one's file.
+        """
+        public = Ed25519PrivateKey.from_private_bytes(self.key("signing")).public_key()
+        _write_private(self.folder / f"signing-{int(now * 1000)}.pub", public.public_bytes_raw())
+        _cache[self.folder / "signing.key"] = os.urandom(KEY_BYTES)
+        _write_private(self.folder / "signing.key", _cache[self.folder / "signing.key"])
 
     def _day_path(self, day: int) -> Path:
         return _path(self.folder, "inbox", f"{day}.key")
@@ -99,6 +121,23 @@ class Keyring:
             for other in [known for known in _cache if known.parent == path.parent]:
                 _cache.pop(other, None)
         return read_or_make(path, lambda: os.urandom(KEY_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """Public keys, any of which may have signed; the newest first."""
+
+    keys: tuple[Ed25519PublicKey, ...]
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        """Raises InvalidSignature unless one of them made the signature."""
+        for key in self.keys:
+            try:
+                key.verify(signature, message)
+            except InvalidSignature:
+                continue
+            return
+        raise InvalidSignature
 
 
 def day_at(moment: float) -> int:
@@ -126,11 +165,7 @@ def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
         return _cache[path]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(make())
-            file.flush()
-            os.fsync(file.fileno())
+        beside = _write_beside(path, make())
         try:
             os.link(beside, path)  # fails when another process was first: its secret counts
         except FileExistsError:
@@ -142,8 +177,24 @@ def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
     return _cache[path]
 
 
+def _write_private(path: Path, content: bytes) -> None:
+    """A file that only its owner may read, whole or not at all."""
+    _write_beside(path, content).replace(path)
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return beside
+
+
 def _refuse_open_mode(path: Path) -> None:
-    if path.stat().st_mode & 0o077:
+    """Only its owner may read it; on a volume that a cluster gave to a group, the group, too."""
+    of_a_group = path.parent.stat().st_mode & stat.S_ISGID
+    if path.stat().st_mode & (0o007 if of_a_group else 0o077):
         raise StartError(f"{path} can be read by others: run  chmod 600 {path}")
 
 

@@ -14,11 +14,18 @@ import logging
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from core import canary, keys, registry
-from core.engine.client import EngineClient
-from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until_ready
+from core import canary, keys, logs, metrics, registry, traces
+from core.engine import figures
+from core.engine.launch import (
+    EngineSpec,
+    client_of,
+    start_engine,
+    stop_engine,
+    wait_until_ready,
+)
 from core.engine.progress import Progress
 from core.errors import (
     CorruptVersion,
@@ -33,8 +40,10 @@ from core.metrics import SWAP_PAUSE_SECONDS, SWAPS
 from core.policy_store import PolicyStore
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
+from core.start import refuse_foreign_data
 from core.versions import verify
 from serving import agent_records, attest
+from serving.agent_start import prepared
 from serving.agent_state import MAX_ATTEMPTS, Agent
 from serving.swap import Loadable, SwapFailed, SwapResult, differing_parameters, swap
 
@@ -50,20 +59,25 @@ LONGEST_RETRY_SECONDS = 30.0
 
 
 def run_agent(settings: Settings, *, name: str) -> None:
-    """Run one engine until SIGTERM; `engine-0` and so on, or the one of a canary."""
-    asyncio.run(_main(settings, name))
+    """Run one engine until SIGTERM: the replica of this name. Raises StartError."""
+    level, form = settings.log_level, settings.log_format
+    logs.set_up("engine", level=level, form=form, replica=name)
+    traces.set_up("engine", settings)
+    refuse_foreign_data(settings)
+    metrics.show(settings.metrics_port, host=settings.metrics_host)
+    with prepared(settings, name) as sockets:
+        asyncio.run(_main(settings, name, sockets / f"{name}.sock"))
+    traces.close()
 
 
-async def _main(settings: Settings, name: str) -> None:
-    sockets = settings.state_dir.resolve() / "run"
-    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+async def _main(settings: Settings, name: str, socket: Path) -> None:
     async with connect(redis_url(settings)) as redis:
         agent = Agent(
             name=name,
             settings=settings,
-            keyring=Keyring(settings.state_dir / "secrets"),
+            keyring=Keyring(settings.secrets),
             redis=redis,
-            socket=sockets / f"{name}.sock",
+            socket=socket,
         )
         loop = asyncio.get_running_loop()
         for number_of_signal in (signal.SIGTERM, signal.SIGINT):
@@ -72,7 +86,8 @@ async def _main(settings: Settings, name: str) -> None:
 
 
 async def live(agent: Agent) -> None:
-    """Look and act until it is told to stop; then end the engine."""
+    """Look and act until it is told to stop; then end the engine. Raises StartError."""
+    await agent_records.claim(agent)
     heartbeats = asyncio.create_task(agent_records.heartbeats(agent))
     try:
         while not agent.stopping.is_set():
@@ -86,13 +101,20 @@ async def live(agent: Agent) -> None:
         heartbeats.cancel()
         await _stop_engine(agent)
         await agent_records.forget(agent)
+    if agent.superseded:
+        raise StartError(f"another engine called {agent.name} has taken over")
 
 
 async def _finish_replies(agent: Agent) -> None:
     """An engine that leaves a service which goes on ends its replies first, however long."""
-    if agent.name == canary.SECOND_ENGINE and agent.client is not None:
+    seconds = 0.0
+    if agent.name == canary.SECOND_ENGINE:
+        seconds = LEAVING_SECONDS
+    elif agent.listen is not None:
+        seconds = agent.settings.gateway.shutdown_seconds
+    if seconds and agent.client is not None:
         with suppress(EngineError):  # one that does not answer has none
-            await agent.client.drain(LEAVING_SECONDS)
+            await agent.client.drain(seconds)
 
 
 async def _look(agent: Agent) -> None:
@@ -207,17 +229,18 @@ async def _launch(agent: Agent, loadable: Loadable) -> None:
         served_name="instructloop",
         policy_version=loadable.version,
         data_token=agent.keyring.token("engine-data.token"),
-        control_token=agent.keyring.token("engine-control.token"),
+        control_token=agent.control_token,
         log=agent.settings.state_dir / "logs" / f"vllm-{agent.name}.log",
         max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
         kv_cache_gib=engine.kv_cache_gib,
         logprobs="raw",
+        listen=agent.listen,
+        traces_url=traces.traces_url(agent.settings),
     )
     agent.process = start_engine(spec)
-    agent.client = EngineClient(
-        socket=agent.socket, data_token=spec.data_token, control_token=spec.control_token
-    )
+    agent.client = client_of(spec)
+    agent.client.on_metrics = partial(figures.show, replica=agent.name)
     await agent.client.__aenter__()
     agent.detail = f"loading {loadable.version}"
     await wait_until_ready(agent.client, agent.process, timeout=engine.start_timeout_seconds)
@@ -259,9 +282,10 @@ async def _swap_in_turn(agent: Agent, wanted: str) -> None:
         new = await _loadable(agent, wanted, like=folder)
         agent.state, agent.detail = "swapping", f"{agent.serving} to {wanted}"
         await agent_records.say_state(agent)
-        result = await swap(
-            agent.client, new=new, old=old, drain_seconds=agent.settings.engine.drain_seconds
-        )
+        with logs.bound(version=wanted), traces.span("swap", replica=agent.name, version=wanted):
+            result = await swap(
+                agent.client, new=new, old=old, drain_seconds=agent.settings.engine.drain_seconds
+            )
     except CorruptVersion as error:
         SWAPS.labels(outcome="refused").inc()
         await agent_records.condemn(agent, wanted, error.message)
@@ -324,6 +348,7 @@ async def _stop_engine(agent: Agent) -> None:
     await attest.end(agent)
     client, process = agent.client, agent.process
     agent.client = agent.process = None
+    figures.forget(agent.name)
     agent.serving, agent.progress = "", Progress()
     if client is not None:
         await client.__aexit__(None, None, None)

@@ -1,11 +1,14 @@
 """What an engine agent knows between two looks. Holds no rules: serving/agent.py has them."""
 
 import asyncio
+import secrets
+import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from core.engine.address import Address, read_listen
 from core.engine.client import EngineClient
 from core.engine.progress import Progress
 from core.keyring import Keyring
@@ -26,6 +29,7 @@ class Agent:
     keyring: Keyring
     redis: Redis
     socket: Path
+    """Where the engine listens, unless the settings give it a port; its files lie beside it."""
     wanted: str | None = None
     """What it should serve, as of the last look."""
     serving: str = ""
@@ -55,6 +59,37 @@ class Agent:
     attest_at: float = 0.0
     """When to prove again what it serves."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    superseded: str = ""
+    """Who else speaks for this name now."""
+    silent: frozenset[str] = frozenset()
+    """Other replicas of whom nothing was heard at the last look."""
+    control_token: str = field(default_factory=secrets.token_urlsafe)
+    """Opens the engine's control routes; nobody else has to know it."""
+    word: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What tells this agent from those before it."""
+
+    @property
+    def listen(self) -> Address | None:
+        """The engine's port; None where it listens on a socket."""
+        listen = self.settings.engine.listen
+        return None if listen is None else read_listen(listen)
+
+    @property
+    def url(self) -> str:
+        """Where gateways reach the engine."""
+        if self.listen is None:
+            return f"unix:{self.socket}"
+        return self.settings.engine.advertise or self.listen.url(socket.gethostname())
+
+    @property
+    def place(self) -> str:
+        """Of this agent: who starts there next is its successor."""
+        return f"{socket.gethostname()} {self.url}"
+
+    @property
+    def holder(self) -> str:
+        """As it signs the replica's name."""
+        return f"{self.place} {self.word}"
 
     def may_try(self, version: str, *, now: float) -> bool:
         """Whether to swap to a version now."""

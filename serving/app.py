@@ -22,7 +22,8 @@ from starlette.routing import Route
 from core.auth import KeyCache
 from core.errors import InstructLoopError, Unavailable
 from core.keyring import Keyring
-from core.redis_client import Batches, Redis, connect, redis_url
+from core.redis_client import Batches, Redis, connect, limits_url, redis_url
+from core.room import room_of
 from core.settings import Settings
 from feedback.edge import DirectRoute
 from feedback.labeling_routes import router as labeling_router
@@ -77,14 +78,17 @@ def create_app(settings: Settings) -> FastAPI:
         },
     )
     app.state.settings = settings
-    app.state.keyring = Keyring(settings.state_dir / "secrets")
+    app.state.keyring = Keyring(settings.secrets)
+    app.state.room = room_of(settings.state_dir, settings.room)
     app.state.durability_warnings = [service.UNCHECKED]
+    app.state.leaving = False
     direct: dict[str, Route] = {}
     app.add_middleware(
         Edge,
         max_body_bytes=settings.gateway.max_body_bytes,
         body_seconds=settings.gateway.body_seconds,
         direct=direct,
+        access_log=settings.gateway.access_log,
     )
     if settings.gateway.cors_origins:
         app.add_middleware(
@@ -173,8 +177,8 @@ async def _leases(
     stack: AsyncExitStack, settings: Settings, services: Services, redis: Redis
 ) -> Leases:
     """The slices of the limits, from a Redis of their own if there is one."""
-    if settings.redis_limits_url:
-        redis = await stack.enter_async_context(connect(settings.redis_limits_url))
+    if url := limits_url(settings):
+        redis = await stack.enter_async_context(connect(url))
     return Leases(redis, services.admission)
 
 
@@ -207,6 +211,8 @@ def _services(app: FastAPI) -> Services:
             folder=settings.state_dir / "spool",
             max_entries=settings.log.inbox_max_entries,
             spool_max_bytes=settings.log.spool_max_bytes,
+            room=app.state.room,
+            one_disk=settings.redis_url is None,
         ),
     )
 

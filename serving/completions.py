@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core import ids
+from core import ids, traces
 from core.auth import require
 from core.errors import RateLimited, Unavailable
 from core.records import ApiKey
@@ -75,6 +75,7 @@ async def complete(request: Request, api: Api) -> Reply:
         tag=tag,
     )
     grant = _admitted(services, asked, key)
+    traces.part("admission", time.monotonic() - began)
     return Reply(
         services=services, asked=asked, key=key, token=token, tag=tag, began=began, grant=grant
     )

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core import metrics
+from core import logs, metrics, traces
 from core.auth import KeyCache
 from core.errors import (
     BadRequest,
@@ -61,20 +61,32 @@ class Edge:
         max_body_bytes: int,
         body_seconds: float,
         direct: Mapping[str, Route] | None = None,
+        access_log: bool = False,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._direct = {} if direct is None else direct
         """Routes by path whose POST goes past the framework."""
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        began = time.monotonic()
         outgoing = _Outgoing(send)
+        with (
+            logs.bound(request_id=outgoing.request_id),
+            traces.span("request", kind="server", headers=scope["headers"]) as span,
+        ):
+            await self._serve(scope, receive, outgoing)
+            route = _route(scope)
+            span.call(f"{scope['method']} {route}")
+            span.note(route=route, status=outgoing.status, request_id=outgoing.request_id)
+
+    async def _serve(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
+        began = time.monotonic()
         try:
             await self._enter(scope, receive, outgoing)
             if outgoing.overruled is not None:
@@ -84,13 +96,15 @@ class Edge:
         except ClientDisconnect:
             pass  # it left before it had said all: nobody waits for a reply
         except Exception:  # the edge: whatever it is, the client gets an error object
-            log.exception("request %s failed", outgoing.request_id)
+            log.exception("the request failed")
             ours = InstructLoopError(f"something went wrong; quote {outgoing.request_id}")
             await outgoing.fail(error_response(ours, scope["path"]), scope, receive)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route, seconds = _route(scope), time.monotonic() - began
             metrics.REQUESTS.labels(route, outgoing.status).inc()
-            metrics.REQUEST_SECONDS.labels(route).observe(time.monotonic() - began)
+            metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            if self._access_log:
+                _log_access(scope, outgoing.status, seconds)
 
     async def _enter(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
         path = scope["path"]
@@ -163,6 +177,17 @@ class _Outgoing:
         if self.status == 0:
             self.overruled = None
             await response(scope, receive, self)
+
+
+def _route(scope: Scope) -> str:
+    """The path of the route, as a template: what a client wrote into it may name a person."""
+    return str(getattr(scope.get("route"), "path", "none"))
+
+
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
+    key = scope.get("state", {}).get("key")
+    said = {"route": _route(scope), "status": status, "seconds": round(seconds, 4)}
+    log.info("request", extra={**said, **({"key_id": key.id} if key is not None else {})})
 
 
 async def identify(scope: Scope) -> ApiKey:

@@ -25,6 +25,7 @@ from core import keys, metrics
 from core.errors import Unavailable
 from core.keyring import Keyring
 from core.redis_client import Line, Redis, redis_errors, script
+from core.room import Room
 from serving.background import cancel_all
 from serving.spool import Entry, SpoolFull, new_spool, orphans
 
@@ -58,7 +59,12 @@ class Inbox:
         folder: Path,
         max_entries: int,
         spool_max_bytes: int,
+        room: Room | None = None,
+        one_disk: bool = False,
     ) -> None:
+        """With `one_disk` Redis writes to the disk of `room`, as the spool does."""
+        self._room = room
+        self._one_disk = one_disk
         self._redis = redis
         self._line = Line(redis)
         self._keyring = keyring
@@ -76,6 +82,10 @@ class Inbox:
         """Whether entries go to Redis at once, not to the spool."""
 
     @property
+    def _full(self) -> bool:
+        return self._room is not None and self._room.lacking("logging") is not None
+
+    @property
     def backlog(self) -> int:
         """Entries in the inbox when it was last seen."""
         return self._length
@@ -88,6 +98,10 @@ class Inbox:
     def append(self, entry: dict[str, Any]) -> asyncio.Future[None]:
         """Seal an entry and queue it; the future is done once it is durable, or was dropped."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._one_disk and self._full:
+            metrics.LOGS_DROPPED.labels("disk_full").inc()
+            durable.set_result(None)
+            return durable
         try:
             sealed = self._keyring.seal(orjson.dumps(entry))
         except OSError as error:  # the key of a new day cannot be written
@@ -161,6 +175,9 @@ class Inbox:
 
     async def _to_spool(self, entries: Sequence[Entry]) -> None:
         """Keep entries in the file; what does not fit is dropped, and counted."""
+        if self._full:
+            metrics.LOGS_DROPPED.labels("disk_full").inc(len(entries))
+            return
         self._writing = True
         try:
             await asyncio.to_thread(self._spool.write, entries)

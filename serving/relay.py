@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
-from core import metrics
+from core import metrics, traces
 from core.errors import EngineError, Unavailable
 from core.keyring import Keyring
 from core.records import ApiKey
@@ -109,7 +109,8 @@ class Reply:
             except Unavailable:
                 break
             try:
-                return await self._ask(engine, send)
+                with traces.span("engine", kind="client", replica=engine.name):
+                    return await self._ask(engine, send)
             except Refusal as refusal:
                 if not refusal.others_may_do_better:
                     engine.answered()
@@ -220,7 +221,9 @@ class Reply:
                 first = self.transcript.first_version
                 await self._start(send, self._headers(engine, response, first))
                 patience.reschedule(until)
-                metrics.FIRST_TOKEN_SECONDS.observe(time.monotonic() - self.began)
+                now = time.monotonic()
+                metrics.FIRST_TOKEN_SECONDS.observe(now - self.began)
+                traces.part("first token", now - self.asked_engine_at)
             if self.started:
                 await self._pass_on(held, done, send)
                 held = []
@@ -334,6 +337,12 @@ class Reply:
         version = said.versions[0] if said.versions else "none"
         metrics.TOKENS.labels("prompt", version).inc(said.prompt_tokens or 0)
         metrics.TOKENS.labels("completion", version).inc(said.completion_tokens or 0)
+        traces.note(
+            completion_id=self.completion_id,
+            version=version,
+            prompt_tokens=said.prompt_tokens or 0,
+            completion_tokens=said.completion_tokens or 0,
+        )
 
     def _measure(self, answered_at: float) -> None:
         """What the gateway itself added: before the engine was asked, and after it had answered."""

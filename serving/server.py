@@ -1,32 +1,32 @@
 """The gateway as a process: a socket, uvicorn, and an orderly end.
 
-`serve` is what `instructloop gateway` runs. SIGTERM or Ctrl-C stops accepting, lets what is in
-flight finish for `shutdown_seconds`, makes the log durable, and returns.
+`serve` is what `instructloop gateway` runs. SIGTERM or Ctrl-C makes `/readyz` say 503, after
+`leave_seconds` stops accepting, lets what is in flight finish for `shutdown_seconds`, makes the log
+durable, and returns.
 """
 
-import asyncio
 import gc
-import logging
 import signal
 import socket
 
 import uvicorn
 
-from core import metrics
-from core.errors import StartError, Unavailable
-from core.redis_client import check_redis, connect, redis_errors, redis_url
+from core import logs, metrics, traces
+from core.errors import StartError
 from core.settings import Settings
+from core.start import refuse_foreign_data
 from serving.app import create_app, is_loopback
+from serving.leaving import LeavingServer
 
-log = logging.getLogger(__name__)
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
-_REDIS_PATIENCE_SECONDS = 1.0
 
 
 def serve(settings: Settings) -> None:
     """Run the gateway until it is told to stop. Raises StartError."""
-    asyncio.run(_refuse_foreign_redis(settings))
+    logs.set_up("gateway", level=settings.log_level, form=settings.log_format)
+    traces.set_up("gateway", settings)
+    refuse_foreign_data(settings)
     gateway = settings.gateway
     listener = _listen(gateway.host, gateway.port)
     if gateway.metrics_port is not None and not is_loopback(gateway.host):
@@ -38,39 +38,28 @@ def serve(settings: Settings) -> None:
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: None)
     server.run(sockets=[listener])
+    traces.close()
     if not server.started:
         raise StartError("the gateway could not start: the lines above say why")
 
 
 def http_server(settings: Settings) -> uvicorn.Server:
     """The gateway's app behind uvicorn, not yet running."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=settings.gateway.shutdown_seconds,
-        )
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.gateway.shutdown_seconds,
     )
-
-
-async def _refuse_foreign_redis(settings: Settings) -> None:
-    """A Redis with another schema stops the start; one that is away does not."""
-    async with connect(redis_url(settings), timeout=_REDIS_PATIENCE_SECONDS) as redis:
-        try:
-            with redis_errors():
-                await redis.ping()
-        except Unavailable:
-            log.warning("Redis does not answer yet: completions need keys, so they wait for it")
-            return
-        await check_redis(redis)
+    return LeavingServer(config, state=app.state, leave_seconds=settings.gateway.leave_seconds)
 
 
 def _listen(host: str, port: int) -> socket.socket:

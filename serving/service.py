@@ -14,12 +14,14 @@ from core import keys, metrics, registry
 from core.auth import require
 from core.errors import StartError, Unavailable
 from core.redis_client import Redis, check_redis, redis_errors
+from core.room import KINDS as ROOM_KINDS
 from serving.edge import errors
 from serving.relay import Services
 from serving.requests import MODEL, model_not_found
 
 UNCHECKED = "Redis has not answered yet, so its durability is not known"
 _LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 5.0
 _STARTED_AT = int(time.time())
 _KEYED = errors(401, 403, 503)
 
@@ -77,6 +79,8 @@ async def readyz(request: Request, response: Response) -> Readiness:
         missing.append("API keys: Redis has not answered yet")
     if not services.replicas.can_serve():
         missing.append("engine: no replica is ready")
+    if state.leaving:
+        missing.append("this gateway, which was told to stop")
     if missing:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
@@ -88,6 +92,7 @@ def _degraded(state: Any, services: Services) -> list[str]:
     if not state.keys.fresh:
         found.append("Redis does not answer: feedback, policies and the loop say 503")
     found += [f"durability: {warning}" for warning in state.durability_warnings]
+    found += [f"disk: {why}" for why in map(state.room.lacking, ROOM_KINDS) if why]
     if not services.inbox.direct:
         found.append(f"log: {services.inbox.spooled_bytes} bytes wait for Redis")
     return found
@@ -136,11 +141,19 @@ async def watch_figures(redis: Redis) -> None:
 
 
 async def watch_durability(redis: Redis, state: Any) -> None:
-    """Check once that this Redis keeps its word, as soon as it answers; `state` is the app's."""
+    """Check that this Redis keeps its word, again and again: it may have another master by now.
+
+    `state` is the app's. While Redis does not answer, what was known of it stays.
+    """
     while True:
+        pause = _CHECK_SECONDS
         try:
-            state.durability_warnings = await check_redis(redis)
-            return
+            with redis_errors():
+                await redis.ping()
+                state.durability_warnings = await check_redis(redis)
+        except Unavailable:
+            pause = _LOOK_SECONDS
         except StartError as error:
             state.durability_warnings = [error.message]
-        await asyncio.sleep(_LOOK_SECONDS)
+            pause = _LOOK_SECONDS
+        await asyncio.sleep(pause)

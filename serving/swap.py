@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from core import traces
 from core.errors import CorruptVersion, EngineError, InstructLoopError, NotFinite
 
 log = logging.getLogger(__name__)
@@ -116,23 +117,28 @@ async def swap(
 ) -> SwapResult:
     """Take `new` into the engine. Raises SwapFailed, with the old weights back if possible."""
     try:
-        staged = await _stage(engine, new)
+        with traces.span("stage weights", version=new.version):
+            staged = await _stage(engine, new)
     except (EngineError, CorruptVersion) as failure:  # nothing live was touched
         raise _failed(new, failure, restored=True) from failure
     held_at = time.monotonic()
     bound = None if staged is None else EXCHANGE_SECONDS
     try:
         async with _within(None if bound is None else bound + drain_seconds):
-            await engine.hold()
-            await engine.drain(drain_seconds)
-            pause_seconds, checksums = await _exchange(engine, new, staged)
+            with traces.span("drain"):
+                await engine.hold()
+                await engine.drain(drain_seconds)
+            with traces.span("exchange", version=new.version):
+                pause_seconds, checksums = await _exchange(engine, new, staged)
             await engine.admit(new.version)
         held_seconds = time.monotonic() - held_at
-        if staged is not None and await engine.attest() != staged:
-            raise EngineError("the live parameters are not those that were staged")
+        with traces.span("compare weights"):
+            if staged is not None and await engine.attest() != staged:
+                raise EngineError("the live parameters are not those that were staged")
     except (EngineError, CorruptVersion) as failure:
         spoilt = isinstance(failure, NotFinite)
-        restored = not spoilt and await _restore(engine, old, bound)
+        with traces.span("restore weights", version=old.version):
+            restored = not spoilt and await _restore(engine, old, bound)
         raise _failed(new, failure, restored=restored) from failure
     return SwapResult(pause_seconds, held_seconds, checksums, held_at)
 
@@ -166,7 +172,9 @@ async def _exchange(
     await engine.set_weight_version(new.version)
     await engine.resume()
     pause_seconds = time.monotonic() - paused_at
-    await engine.probe()
+    traces.part("pause", pause_seconds)
+    with traces.span("probe"):
+        await engine.probe()
     return pause_seconds, checksums
 
 

@@ -1,21 +1,28 @@
 """Connections to engines: a request goes out with our token and our id, and bytes come back.
 
 The only module that opens a connection to an engine for completions. A Unix socket has a session of
-its own, all URLs share one. What a client sent reaches the engine only as the body that
-serving/requests.py built; none of its headers do. Knows nothing of what is in a reply.
+its own, all URLs share one, and connections are kept for the next request. One that turns out
+closed costs a client nothing: until the status line has come nothing has been sent to it, and the
+request goes out again. On TCP the kernel asks whether a machine that is silent is still there. What
+a client sent reaches the engine only as the body that serving/requests.py built; none of its
+headers do. Knows nothing of what is in a reply.
 """
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 
+from core import traces
 from serving.engines import Engine
 
 UNIX = "unix:"
 _CONNECT_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 2.0  # below vLLM's 5, so that a reused connection is not about to be closed
+_SILENT_SECONDS, _ASK_SECONDS, _ASK_TIMES = 10, 5, 2
+"""A machine that vanished closes no connection: after so long it is asked, so often."""
 
 
 class NotAnswered(Exception):
@@ -66,7 +73,7 @@ class Upstream:
         self, engine: Engine, path: str, body: bytes, request_id: str
     ) -> aiohttp.ClientResponse:
         session, base = self._session(engine)
-        headers = {**self._headers(engine), "X-Request-Id": request_id}
+        headers = {**self._headers(engine), **traces.outgoing(), "X-Request-Id": request_id}
         try:
             return await session.post(base + path, data=body, headers=headers)
         except aiohttp.ServerDisconnectedError as error:
@@ -95,10 +102,12 @@ def _session_key(engine: Engine) -> str:
     return engine.url.removeprefix(UNIX) if engine.url.startswith(UNIX) else ""
 
 
-def _new_session(socket: str) -> aiohttp.ClientSession:
+def _new_session(path: str) -> aiohttp.ClientSession:
     options: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEEP_ALIVE_SECONDS}
     connector = (
-        aiohttp.UnixConnector(socket, **options) if socket else aiohttp.TCPConnector(**options)
+        aiohttp.UnixConnector(path, **options)
+        if path
+        else aiohttp.TCPConnector(socket_factory=_watchful_socket, **options)
     )
     return aiohttp.ClientSession(
         connector=connector,
@@ -109,6 +118,20 @@ def _new_session(socket: str) -> aiohttp.ClientSession:
         trust_env=False,
         read_bufsize=1 << 16,
     )
+
+
+def _watchful_socket(place: Any) -> socket.socket:
+    """A TCP socket that notices within some 20 s that the other machine is gone."""
+    family, kind, protocol = place[:3]
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASK_SECONDS)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _ASK_TIMES)
+    patience = _SILENT_SECONDS + _ASK_SECONDS * _ASK_TIMES
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience * 1000)
+    return made
 
 
 def check_id(engine: Engine, given: str | None, expected: str) -> bool:

@@ -5,14 +5,15 @@ the agent decides when to swap (serving/swap.py has the order), the learner owns
 own and calls `replace_weights` and `generate`.
 
 Every request has a connection of its own: after an error vLLM closes the connection, and the next
-request on it, in the middle of a swap, would be lost. On a Unix socket a connection costs 0.1 ms.
+request on it, in the middle of a swap, would be lost. To the own machine, which is where the engine
+is, a connection costs 0.1 ms. Gateways, which may be elsewhere, keep theirs (serving/upstream.py).
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +77,8 @@ class EngineClient:
         self._data_token = data_token
         self._control_token = control_token
         self._http: aiohttp.ClientSession | None = None
+        self.on_metrics: Callable[[bytes], None] | None = None
+        """Given vLLM's metrics whenever they are read."""
 
     async def __aenter__(self) -> Self:
         connector = (
@@ -263,6 +266,8 @@ class EngineClient:
     async def tokens(self) -> float:
         """How many tokens it has read and written since its start."""
         text = await self._send("GET", "/metrics", token=self._data_token, timeout=_LOOK_SECONDS)
+        if self.on_metrics is not None:
+            self.on_metrics(text)
         return tokens(text)
 
     async def drain(self, seconds: float) -> int:

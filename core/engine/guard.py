@@ -8,6 +8,10 @@ one that answers completions and one that calls any method of the worker; here n
 * the control token, which only the agent (or the learner that owns the engine) holds, opens
   everything, and the routes of this file.
 
+On a port (`tcp`) two things differ: the control token counts only on connections from the engine's
+own machine, where its agent is; and `OPEN_ROUTES` need no token, because who probes health and who
+collects metrics should hold none that opens completions. Neither route shows anything of a request.
+
 It also is where a hot swap meets traffic. Routes of its own, all for the control token:
 
     POST /instructloop/hold                        new data requests wait
@@ -32,6 +36,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.engine.address import is_of_this_machine
 from core.engine.attribution import Message, ReplyMarks, Send, VersionHistory
 from core.errors import (
     BadRequest,
@@ -48,6 +53,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TOKENS_FILE = "INSTRUCTLOOP_ENGINE_TOKENS"  # the environment variables the guard reads
 POLICY_VERSION = "INSTRUCTLOOP_POLICY_VERSION"
+ON_TCP = "INSTRUCTLOOP_ENGINE_TCP"
 HOLD_WAITING = "INSTRUCTLOOP_HOLD_WAITING"
 HOLD_SECONDS = "INSTRUCTLOOP_HOLD_SECONDS"
 
@@ -58,6 +64,8 @@ READING_ROUTES = frozenset({"/health", "/metrics", "/v1/models"})
 DATA_ROUTES = frozenset({("POST", path) for path in GENERATION_ROUTES}) | frozenset(
     {("GET", path) for path in READING_ROUTES}
 )
+
+OPEN_ROUTES = frozenset({("GET", "/health"), ("GET", "/metrics")})
 
 _VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it becomes a header
 _MAX_CONTROL_BODY = 4096
@@ -74,6 +82,8 @@ class GuardSettings:
     policy_version: str
     max_waiting: int = _MAX_WAITING
     max_wait_seconds: float = _MAX_WAIT_SECONDS
+    tcp: bool = False
+    """Whether other machines may reach the engine."""
 
 
 def settings_from(environment: Mapping[str, str]) -> GuardSettings:
@@ -86,6 +96,7 @@ def settings_from(environment: Mapping[str, str]) -> GuardSettings:
             policy_version=environment[POLICY_VERSION],
             max_waiting=int(environment.get(HOLD_WAITING, _MAX_WAITING)),
             max_wait_seconds=float(environment.get(HOLD_SECONDS, _MAX_WAIT_SECONDS)),
+            tcp=environment.get(ON_TCP) == "1",
         )
     except (KeyError, OSError, ValueError) as error:
         raise StartError(
@@ -124,11 +135,12 @@ class EngineGuard:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         token = _bearer_token(scope)
         is_control = hmac.compare_digest(token, self._settings.control_token.encode())
+        is_control = is_control and self._may_control(scope)
         is_data = hmac.compare_digest(token, self._settings.data_token.encode())
         route = (scope["method"], scope["path"])
         if is_control and scope["path"].startswith("/instructloop/"):
             await _send_json(send, 200, await self._control(route, receive))
-        elif is_control:
+        elif is_control or (self._settings.tcp and route in OPEN_ROUTES):
             await self._app(scope, receive, send)
         elif not is_data:
             raise Forbidden("The engine takes requests from its own gateway and agent only.")
@@ -138,6 +150,11 @@ class EngineGuard:
             await self._generate(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _may_control(self, scope: Scope) -> bool:
+        """On a port, only the engine's own machine: its agent is there."""
+        near = is_of_this_machine(scope.get("client"), scope.get("server"))
+        return near or not self._settings.tcp
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._wait_until_open()

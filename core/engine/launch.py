@@ -1,9 +1,10 @@
 """Start and stop a vLLM server that only we can talk to.
 
-The engine is vLLM's own OpenAI server on a Unix socket, behind core/engine/guard.py, with
-core/engine/worker.py in its worker. It dies with the process that started it, leaves no core dump,
-reports no usage, logs no request and knows no secret of ours but its two tokens. It knows nothing
-of versions beyond a name; core/engine/client.py is how to talk to it.
+The engine is vLLM's own OpenAI server on a Unix socket, or on a port where gateways are on other
+machines, behind core/engine/guard.py, with core/engine/worker.py in its worker. It dies with the
+process that started it, leaves no core dump, reports no usage, logs no request and knows no secret
+of ours but its two tokens. It knows nothing of versions beyond a name; core/engine/client.py is how
+to talk to it.
 """
 
 import asyncio
@@ -22,8 +23,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
+from core.engine.address import Address, check_free
 from core.engine.client import EngineClient
-from core.engine.guard import POLICY_VERSION, TOKENS_FILE
+from core.engine.guard import ON_TCP, POLICY_VERSION, TOKENS_FILE
 from core.errors import StartError
 from core.process import wrapped
 
@@ -38,6 +40,7 @@ _NOT_FOR_THE_ENGINE = (
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",
     "VLLM_ENABLE_RESPONSES_API_STORE",  # it would keep every response, for ever
     "VLLM_PORT",
+    "FORWARDED_ALLOW_IPS",  # with it a header could say where a connection comes from
     "PROMETHEUS_MULTIPROC_DIR",  # the engine has metrics of its own
 )
 
@@ -46,6 +49,7 @@ _NOT_FOR_THE_ENGINE = (
 class EngineSpec:
     """One engine: what it serves, where, for whom, and how much it may take.
 
+    With `listen` it is on that port, and `socket` only says where its files lie.
     `logprobs` says whether reported log-probabilities are of the distribution that was sampled
     from ("processed": after temperature and top-p, as PPO needs them) or of the bare model ("raw").
     `tool_parser` is vLLM's name for the form in which the model writes tool calls, which depends on
@@ -67,6 +71,9 @@ class EngineSpec:
     shutdown_seconds: int = 20
     logprobs: Literal["processed", "raw"] = "processed"
     tool_parser: str | None = "hermes"
+    listen: Address | None = None
+    traces_url: str | None = None
+    """Where vLLM sends its spans, which continue those of the gateway; None for nowhere."""
 
     @property
     def tokens_file(self) -> Path:
@@ -147,7 +154,7 @@ def command(spec: EngineSpec) -> list[str]:
     flags = [
         *("--model", str(spec.model)),
         *("--served-model-name", spec.served_name),
-        *("--uds", str(spec.socket)),
+        *_where(spec),
         *("--middleware", "core.engine.guard.EngineGuard"),
         *("--worker-extension-cls", "core.engine.worker.SwapExtension"),
         *("--dtype", "bfloat16"),
@@ -164,6 +171,8 @@ def command(spec: EngineSpec) -> list[str]:
         "--disable-uvicorn-access-log",
         *("--uvicorn-log-level", "warning"),
     ]
+    if spec.traces_url is not None:
+        flags += ["--otlp-traces-endpoint", spec.traces_url]
     if spec.tool_parser is not None:
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
         # else a call that was required may come without its name, or with any arguments
@@ -179,6 +188,22 @@ def command(spec: EngineSpec) -> list[str]:
         # replies in flight keep their caches when weights are exchanged
         flags += ["--scheduler-cls", "core.engine.prefix_cache.scheduler"]
     return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *flags]
+
+
+def _where(spec: EngineSpec) -> list[str]:
+    if spec.listen is None:
+        return ["--uds", str(spec.socket)]
+    return ["--host", spec.listen.host, "--port", str(spec.listen.port)]
+
+
+def client_of(spec: EngineSpec) -> EngineClient:
+    """A client of the engine on the machine that it runs on, with both tokens."""
+    return EngineClient(
+        socket=spec.socket if spec.listen is None else None,
+        base_url="http://engine" if spec.listen is None else spec.listen.own_url,
+        data_token=spec.data_token,
+        control_token=spec.control_token,
+    )
 
 
 def environment(spec: EngineSpec) -> dict[str, str]:
@@ -198,7 +223,11 @@ def environment(spec: EngineSpec) -> dict[str, str]:
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_LOG_STATS_INTERVAL": "60",
         "VLLM_RPC_BASE_PATH": str(_rpc_folder(spec)),
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as our other processes
+        "OTEL_SERVICE_NAME": "instructloop-vllm",
     }
+    if spec.listen is not None:
+        ours[ON_TCP] = "1"
     on_cpu = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker inside the engine's process
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -222,17 +251,24 @@ def is_cpu_build() -> bool:
 def _check(spec: EngineSpec) -> None:
     if not (spec.model / "config.json").is_file():
         raise StartError(f"{spec.model} is no model folder: it has no config.json.")
-    if len(os.fsencode(spec.socket)) > _SOCKET_PATH_BYTES:
+    if spec.listen is None and len(os.fsencode(spec.socket)) > _SOCKET_PATH_BYTES:
         raise StartError(
             f"The socket's path {spec.socket} is longer than {_SOCKET_PATH_BYTES} bytes. "
             "Use a state folder with a shorter path."
         )
     if not spec.data_token or not spec.control_token or spec.data_token == spec.control_token:
         raise StartError("The engine needs two different tokens that are not empty.")
+    if spec.listen is not None:
+        check_free(spec.listen)
 
 
 def _rpc_folder(spec: EngineSpec) -> Path:
-    """Where vLLM's two processes meet: beside the socket if the path is short enough."""
+    """Where vLLM's two processes meet: beside the socket if the path is short enough.
+
+    An engine on a port may have a state folder that machines share, where no socket can be.
+    """
+    if spec.listen is not None:
+        return Path(tempfile.gettempdir())
     beside = spec.socket.with_name(f"{spec.socket.name}.rpc")
     fits = len(os.fsencode(beside)) + _RPC_NAME_BYTES <= _SOCKET_PATH_BYTES
     return beside if fits else Path(tempfile.gettempdir())
@@ -240,6 +276,8 @@ def _rpc_folder(spec: EngineSpec) -> Path:
 
 def _remove_remains(spec: EngineSpec) -> None:
     """Clear away the sockets of an engine that was killed."""
+    if spec.listen is not None:
+        return
     spec.socket.unlink(missing_ok=True)
     beside = spec.socket.with_name(f"{spec.socket.name}.rpc")
     shutil.rmtree(beside, ignore_errors=True)

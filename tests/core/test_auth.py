@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from core import auth, keys, registry
-from core.errors import Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
+from core.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
 from core.redis_client import connect
 from tests.conftest import eventually
 
@@ -140,3 +140,38 @@ async def test_keys_are_listed_oldest_first_revoked_ones_too(redis):
     listed = await auth.list_keys(redis)
     assert [key.id for key in listed] == made
     assert [key.revoked_at is not None for key in listed] == [False, True, False]
+
+
+# --- rotation -------------------------------------------------------------------------------
+
+
+async def test_both_secrets_of_a_rotated_key_are_good_until_the_grace_is_over(redis, monkeypatch):
+    key, old = await make(redis, "label", limits=None)
+    rotated, new = await auth.rotate_key(redis, key.id, grace_seconds=60.0, who="ops")
+    assert (rotated.id, rotated.scopes, rotated.tenant) == (key.id, key.scopes, key.tenant)
+    cache = auth.KeyCache(redis)
+    await cache.refresh()
+    assert cache.lookup(old) == cache.lookup(new) == rotated
+    later = time.time() + 61.0
+    monkeypatch.setattr(auth.time, "time", lambda: later)
+    assert cache.lookup(new) == rotated
+    with pytest.raises(Unauthenticated, match="has a new secret"):
+        cache.lookup(old)
+    assert (await registry.history(redis))[-1]["action"] == "key rotated"
+
+
+async def test_a_second_rotation_ends_the_first_secret_and_a_revocation_ends_all(redis):
+    key, first = await make(redis, "complete")
+    _, second = await auth.rotate_key(redis, key.id, grace_seconds=60.0)
+    _, third = await auth.rotate_key(redis, key.id, grace_seconds=60.0)
+    cache = auth.KeyCache(redis)
+    await cache.refresh()
+    assert [is_refused(cache, secret) for secret in (first, second, third)] == [True, False, False]
+    await auth.revoke_key(redis, key.id)
+    await cache.refresh()
+    assert is_refused(cache, second)
+    assert is_refused(cache, third)
+    with pytest.raises(Conflict, match="was revoked"):
+        await auth.rotate_key(redis, key.id, grace_seconds=60.0)
+    with pytest.raises(NotFound):
+        await auth.rotate_key(redis, "00000000", grace_seconds=60.0)

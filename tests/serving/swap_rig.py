@@ -203,7 +203,7 @@ class Rig:
             known = list(self.gateway.app.state.services.replicas)
             if not all(e.version == target and e.shown_state == "ready" for e in known):
                 return False
-        return not self.background and not await self.redis.exists(keys.swap_lease())
+        return not self.background and not await self.redis.exists(keys.swap_lease(0))
 
     async def round(self, *faults: tuple[str, str]) -> str:
         """Promote a new version while these faults strike one replica; returns what came of it."""

@@ -10,6 +10,8 @@ from tests.conftest import eventually
 from tests.serving.apis_double import ApisDouble
 from tests.serving.conftest import announce, running_gateway
 
+pytestmark = pytest.mark.thorough
+
 ROUTES = {
     "/healthz": {"get"},
     "/readyz": {"get"},

@@ -8,6 +8,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,6 +27,8 @@ from core.redis_client import connect
 from serving import replicas as known
 from serving.replicas import Replicas
 from tests.core.test_registry import card
+
+pytestmark = pytest.mark.thorough
 
 NAMES = [f"engine-{n}" for n in range(3)]
 USERS = [f"user {n}" for n in range(12)]

@@ -13,6 +13,8 @@ from tests.conftest import eventually
 from tests.serving.conftest import CHAT, announce, running_gateway
 from tests.serving.engine_double import WORDS, EngineDouble
 
+pytestmark = pytest.mark.thorough
+
 SAID = "".join(WORDS)
 
 

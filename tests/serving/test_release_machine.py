@@ -30,10 +30,13 @@ from core.settings import Settings
 from feedback import erasure
 from feedback.erasing import erase_what_is_due
 from serving import agent as agents
+from serving import agent_records
 from serving.agent_state import Agent
 from tests.core.test_registry import card
 from tests.feedback.factory import api_key
 from tests.feedback.test_snapshot import World, rows
+
+pytestmark = pytest.mark.thorough
 
 NAMES = st.sampled_from(["engine-0", "engine-1"])
 USERS = st.sampled_from(["ann", "bob", "eve"])
@@ -246,7 +249,7 @@ class Releases(RuleBasedStateMachine):
         """With nothing in its way an agent brings its engine to the target, or to the last good."""
         for _ in range(4):
             self._look_once(name)
-            self.do(self.redis.delete(keys.swap_lease()))  # whoever died with it: time passes
+            self.do(self.redis.delete(keys.swap_lease(0)))  # whoever died with it: time passes
             self.agents[name].not_before = 0.0
         engine, agent = self.engines[name], self.agents[name]
         assert agent.serving == engine.weights == engine.version
@@ -278,6 +281,7 @@ class Releases(RuleBasedStateMachine):
         if agent is None:
             socket = self.folder / f"{name}.sock"
             agent = Agent(name, self.settings, self.keyring, self.redis, socket)
+            self.do(agent_records.claim(agent))
             self.agents[name] = agent
         try:
             with pytest.MonkeyPatch.context() as patch:
@@ -300,7 +304,7 @@ class Releases(RuleBasedStateMachine):
 
         patch.setattr(agents, "start_engine", start)
         patch.setattr(agents, "stop_engine", lambda engine, grace: None)
-        patch.setattr(agents, "EngineClient", lambda **how: self.engines[name])
+        patch.setattr(agents, "client_of", lambda spec: self.engines[name])
         patch.setattr(agents, "wait_until_ready", at_once)
         patch.setattr(agents, "verify", lambda *what, **how: None)
         patch.setattr(agents, "PROGRESS_SECONDS", 3600.0)

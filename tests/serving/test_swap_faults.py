@@ -17,6 +17,8 @@ from tests.conftest import eventually
 from tests.serving.fault_engine import Fault
 from tests.serving.swap_rig import Rig, broken_swaps, swap_rig
 
+pytestmark = pytest.mark.thorough
+
 ROUNDS, SEED = 24, 3
 
 
@@ -126,7 +128,7 @@ async def test_a_turn_is_kept_while_a_swap_takes_long_and_given_back_only_by_its
     async with rig_of() as rig:
         monkeypatch.setattr(agent_records, "SWAP_LEASE_SECONDS", 3.0)
         first, second = (rig.lives[f"engine-{n}"].agent for n in (0, 1))
-        lease = keys.swap_lease()
+        lease = keys.swap_lease(0)
         async with agent_records.turn_to_swap(first) as mine:
             assert mine
             async with agent_records.turn_to_swap(second) as theirs:
@@ -143,6 +145,30 @@ async def test_a_turn_is_kept_while_a_swap_takes_long_and_given_back_only_by_its
         async with agent_records.turn_to_swap(second) as theirs:
             assert theirs
         assert not await rig.redis.exists(lease)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "share", "turns"),
+    [(0, 0.1, 1), (2, 0.1, 1), (25, 0.1, 2), (500, 0.1, 50), (3, 1, 3)],
+)
+def test_a_share_of_many_replicas_swap_at_one_time_and_one_of_few(replicas, share, turns):
+    assert agent_records.turns_at_once(replicas, share) == turns
+
+
+async def test_two_of_twenty_have_a_turn_at_one_time(rig_of):
+    async with rig_of() as rig:
+        first, second = (rig.lives[f"engine-{n}"].agent for n in (0, 1))
+        await rig.redis.sadd(keys.replicas(), *(f"other-{n}" for n in range(18)))
+        async with agent_records.turn_to_swap(first) as mine:
+            assert mine
+            taken = {key.decode() async for key in rig.redis.scan_iter("il:swap-lease:*")}
+            assert taken < {keys.swap_lease(0), keys.swap_lease(1)}
+
+            async def gets_the_other() -> bool:
+                async with agent_records.turn_to_swap(second) as theirs:
+                    return theirs
+
+            await eventually(gets_the_other)
 
 
 async def test_a_version_that_was_condemned_without_redis_is_told_as_soon_as_it_answers(rig_of):

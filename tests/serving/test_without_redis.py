@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from core import keys, metrics
 from core.auth import create_key
@@ -18,6 +19,8 @@ from tests.serving.conftest import CHAT, announce, running_gateway
 from tests.serving.engine_double import EngineDouble
 from tests.serving.slow_line import SlowLine
 from tests.serving.test_server import answers, free_port, gateway_process, logged
+
+pytestmark = pytest.mark.thorough
 
 CLIENTS = 8
 

@@ -1,14 +1,23 @@
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from core.engine import guard as guard_module
-from core.engine.guard import DATA_ROUTES, EngineGuard, GuardSettings, settings_from
+from core.engine.guard import (
+    DATA_ROUTES,
+    OPEN_ROUTES,
+    EngineGuard,
+    GuardSettings,
+    settings_from,
+)
 from core.errors import StartError
 
 DATA, CONTROL = "data-token", "control-token"
 SETTINGS = GuardSettings(data_token=DATA, control_token=CONTROL, policy_version="v1")
+NEAR = {"client": ("127.0.0.1", 40000), "server": ("127.0.0.1", 8100)}
+AWAY = {"client": ("10.1.2.4", 40000), "server": ("10.1.2.3", 8100)}
 
 
 class TinyEngine:
@@ -51,11 +60,11 @@ def guard(engine) -> EngineGuard:
     return EngineGuard(engine, SETTINGS)
 
 
-async def call(guard, method, path, token=None, body=None, headers=None) -> Reply:
+async def call(guard, method, path, token=None, body=None, headers=None, ends=None) -> Reply:
     headers = list(headers or [])
     if token is not None:
         headers.append((b"authorization", f"Bearer {token}".encode()))
-    scope = {"type": "http", "method": method, "path": path, "headers": headers}
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, **(ends or {})}
     content = json.dumps(body).encode() if body is not None else b""
     inbox = [{"type": "http.request", "body": content, "more_body": False}]
     sent = []
@@ -294,3 +303,51 @@ def test_a_guard_without_tokens_does_not_start(tmp_path, engine):
 def test_equal_tokens_are_refused_because_the_data_token_would_open_everything(engine):
     with pytest.raises(StartError):
         EngineGuard(engine, GuardSettings(data_token="t", control_token="t", policy_version="v1"))
+
+
+# --- on a port ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def port(engine) -> EngineGuard:
+    return EngineGuard(engine, replace(SETTINGS, tcp=True))
+
+
+async def test_on_a_port_health_and_metrics_need_no_token_and_all_else_does(port, engine):
+    for path in ("/health", "/metrics"):
+        assert (await call(port, "GET", path, ends=AWAY)).status == 200
+        assert (await call(port, "POST", path, ends=AWAY)).status == 403
+        assert (await call(port, "GET", f"{path}/", ends=AWAY)).status == 403
+    assert engine.reached == [("GET", "/health"), ("GET", "/metrics")]
+    for method, path in sorted(DATA_ROUTES - OPEN_ROUTES):
+        assert (await call(port, method, path, ends=AWAY)).status == 403
+        assert (await call(port, method, path, DATA, ends=AWAY)).status == 200
+
+
+async def test_on_a_port_the_control_token_counts_only_on_the_engine_s_own_machine(port, engine):
+    routes = (("POST", "/collective_rpc"), ("POST", "/pause"), ("POST", "/instructloop/hold"))
+    for method, path in routes:
+        assert (await call(port, method, path, CONTROL, ends=AWAY)).status == 403
+        assert (await call(port, method, path, CONTROL)).status == 403  # nobody knows from where
+        assert (await call(port, method, path, DATA, ends=NEAR)).status == 404
+    assert engine.reached == []
+    assert (await call(port, "GET", "/instructloop/state", CONTROL, ends=NEAR)).json[
+        "held"
+    ] is False
+    for method, path in routes:
+        assert (await call(port, method, path, CONTROL, ends=NEAR)).status == 200
+
+
+async def test_on_a_port_control_routes_stay_shut_to_who_forges_where_it_comes_from(port, engine):
+    forged = [(b"x-forwarded-for", b"127.0.0.1"), (b"forwarded", b"for=127.0.0.1")]
+    reply = await call(port, "POST", "/pause", CONTROL, headers=forged, ends=AWAY)
+    assert reply.status == 403
+    assert engine.reached == []
+
+
+def test_whether_it_stands_on_a_port_is_said_by_a_variable(tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(json.dumps({"data": "d", "control": "c"}))
+    told = {guard_module.TOKENS_FILE: str(tokens), guard_module.POLICY_VERSION: "v1"}
+    assert settings_from(told).tcp is False
+    assert settings_from({**told, guard_module.ON_TCP: "1"}).tcp is True

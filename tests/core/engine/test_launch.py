@@ -1,4 +1,5 @@
 import json
+import socket
 import stat
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from core.engine import launch
+from core.engine.address import Address
 from core.engine.client import EngineClient
+from core.engine.guard import ON_TCP
 from core.engine.launch import EngineSpec, command, environment, start_engine, stop_engine
 from core.errors import StartError
 
@@ -74,6 +77,28 @@ def test_rpc_sockets_lie_beside_the_engine_s_unless_the_path_is_too_long(spec):
     assert environment(short)["VLLM_RPC_BASE_PATH"] == "/tmp/run/e.sock.rpc"
     long = replace(spec, socket=Path("/tmp") / ("x" * 90) / "e.sock")
     assert len(environment(long)["VLLM_RPC_BASE_PATH"]) < 60
+
+
+def test_on_a_port_it_has_no_socket_and_the_guard_is_told(spec, monkeypatch):
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    assert ON_TCP not in environment(spec)
+    assert command(spec)[5:9:2] == ["--served-model-name", "--uds"]
+    away = replace(spec, listen=Address("0.0.0.0", 8100), socket=Path("/" + "x" * 200 + "/e.sock"))
+    flags = command(away)
+    assert "--uds" not in flags
+    assert flags[flags.index("--host") + 1] == "0.0.0.0"
+    assert flags[flags.index("--port") + 1] == "8100"
+    assert environment(away)[ON_TCP] == "1"
+    assert "FORWARDED_ALLOW_IPS" not in environment(away)
+    assert "x" * 200 not in environment(away)["VLLM_RPC_BASE_PATH"]
+
+
+def test_a_port_in_use_is_refused_before_anything_is_written(spec):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(StartError, match="INSTRUCTLOOP_ENGINE__LISTEN"):
+            start_engine(replace(spec, listen=address))
+    assert not spec.log.exists()
 
 
 def test_what_cannot_start_is_refused_before_anything_is_written(spec, tmp_path):
