@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
 from core import keys
 from core.errors import InstructLoopError
-from core.keyring import Keyring
+from core.keyring import Keyring, Verifier
 from core.records import Record
 from core.redis_client import Redis, script
 from core.registry import stream_entry
@@ -97,7 +96,7 @@ def read_lines(path: Path) -> list[Line]:
     return [_parsed(raw, number) for number, raw in enumerate(whole.splitlines(), 1)]
 
 
-def check(lines: Sequence[Line], public_key: Ed25519PublicKey) -> None:
+def check(lines: Sequence[Line], public_key: Verifier) -> None:
     """Prove that nothing was changed, taken out or put in. Raises AuditBroken with the line."""
     previous, before = BEGINNING, (-1, -1)
     for number, line in enumerate(lines, 1):
@@ -187,7 +186,7 @@ def _digest(name: str, entry: Mapping[str, Any], previous: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _signed(line: Line, public_key: Ed25519PublicKey) -> bool:
+def _signed(line: Line, public_key: Verifier) -> bool:
     try:
         public_key.verify(base64.b64decode(line.signature), line.sha256.encode())
     except (InvalidSignature, ValueError):

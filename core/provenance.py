@@ -7,9 +7,8 @@ first version. What an agent proves before it serves is core/versions.py. Knows 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from core.errors import CorruptVersion, NotFound
+from core.keyring import Verifier
 from core.lineage import read_ids
 from core.records import Card
 from core.versions import verify_signature, weights_sha256
@@ -23,7 +22,7 @@ def prove(
     cards: Mapping[str, Card],
     policies: Path,
     gone: Collection[str],
-    public_key: Ed25519PublicKey,
+    public_key: Verifier,
 ) -> list[str]:
     """What was proven of a registered version, a line each.
 
@@ -74,7 +73,7 @@ def _feedback(card: Card, policies: Path) -> str:
     )
 
 
-def _chain(card: Card, cards: Mapping[str, Card], public_key: Ed25519PublicKey) -> list[str]:
+def _chain(card: Card, cards: Mapping[str, Card], public_key: Verifier) -> list[str]:
     """The versions from this one to the first. Raises CorruptVersion where it breaks."""
     chain = [card.version]
     while card.parent is not None:

@@ -10,11 +10,11 @@ import hashlib
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from core import lineage
 from core.engine.checkpoint import check_finite, check_same_layout, read_layout
 from core.errors import CorruptVersion
+from core.keyring import Verifier
 from core.records import Card
 from core.registry import card_bytes
 
@@ -32,7 +32,7 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def verify(folder: Path, card: Card, *, like: Path | None, public_key: Ed25519PublicKey) -> None:
+def verify(folder: Path, card: Card, *, like: Path | None, public_key: Verifier) -> None:
     """Prove that `folder` is what `card` says and can replace the version in `like`.
 
     Raises CorruptVersion with the reason.
@@ -48,7 +48,7 @@ def verify(folder: Path, card: Card, *, like: Path | None, public_key: Ed25519Pu
         raise CorruptVersion(f"{card.version}: the files are not those that its card names.")
 
 
-def verify_signature(card: Card, public_key: Ed25519PublicKey) -> None:
+def verify_signature(card: Card, public_key: Verifier) -> None:
     """Raises CorruptVersion when the card was not signed by this installation."""
     try:
         public_key.verify(base64.b64decode(card.signature), card_bytes(card))

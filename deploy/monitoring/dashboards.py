@@ -15,7 +15,8 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVaria
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
-from deploy.monitoring.panels import BOARDS, Board, Panel
+from deploy.monitoring.board import Board, Panel
+from deploy.monitoring.panels import BOARDS
 
 FILES = Path(__file__).resolve().parents[2] / "helm" / "instructloop" / "files" / "dashboards"
 """In the chart, because Helm reads no file outside of it."""

@@ -3,74 +3,12 @@
 dashboards.py turns this into Grafana's JSON; tests ask a real Prometheus every query.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-Kind = Literal["graph", "number", "table"]
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One question, the queries that answer it (legend to expression), and what to make of it."""
-
-    title: str
-    queries: dict[str, str]
-    unit: str
-    meaning: str
-    kind: Kind = "graph"
-
-    @property
-    def expressions(self) -> dict[str, str]:
-        """The queries, each 0 where there is nothing yet."""
-        return {legend: f"{query} or on() vector(0)" for legend, query in self.queries.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Board:
-    """A dashboard: rows of panels, from the most asked to the least."""
-
-    uid: str
-    title: str
-    rows: dict[str, tuple[Panel, ...]]
-
-    @property
-    def panels(self) -> list[Panel]:
-        """All panels, in order."""
-        return [panel for panels in self.rows.values() for panel in panels]
-
-
-def _rate(metric: str, *, by: str) -> str:
-    return f"sum by ({by}) (rate({metric}[5m]))"
-
-
-def _quantile(share: float, metric: str, window: str = "5m") -> str:
-    buckets = f"sum by (le) (rate({metric}_bucket[{window}]))"
-    return f"histogram_quantile({share}, {buckets})"
-
-
-def _quantiles(metric: str, window: str = "5m") -> dict[str, str]:
-    return {
-        "median": _quantile(0.5, metric, window),
-        "95 of 100": _quantile(0.95, metric, window),
-        "99 of 100": _quantile(0.99, metric, window),
-    }
-
-
-def _mean(metric: str, *, by: str, window: str) -> str:
-    total, number = (
-        f"sum by ({by}) (rate({metric}_{part}[{window}]))" for part in ("sum", "count")
-    )
-    return f"{total} / clamp_min({number}, 1e-12)"
-
-
-def _gauge(metric: str) -> str:
-    return f"max({metric})"
-
+from deploy.monitoring.board import Board, Panel, gauge, mean, quantiles, rate
 
 _SERVING = (
     Panel(
         "Requests",
-        {"{{route}} {{status}}": _rate("instructloop_requests_total", by="route, status")},
+        {"{{route}} {{status}}": rate("instructloop_requests_total", by="route, status")},
         "reqps",
         "Answered requests by route and status. 5xx are ours, 4xx the clients'.",
     ),
@@ -85,20 +23,20 @@ _SERVING = (
     ),
     Panel(
         "Time to first token",
-        _quantiles("instructloop_time_to_first_token_seconds"),
+        quantiles("instructloop_time_to_first_token_seconds"),
         "s",
         "What a person waits for before text appears. Grows with load and long prompts.",
     ),
     Panel(
         "What the gateway adds",
-        _quantiles("instructloop_gateway_overhead_seconds"),
+        quantiles("instructloop_gateway_overhead_seconds"),
         "s",
         "Time of a completion that is not the engine's. Grows when Redis or its disk is slow.",
     ),
     Panel(
         "Tokens",
         {
-            "{{kind}} {{policy_version}}": _rate(
+            "{{kind}} {{policy_version}}": rate(
                 "instructloop_tokens_total", by="kind, policy_version"
             )
         },
@@ -107,9 +45,49 @@ _SERVING = (
     ),
     Panel(
         "In flight",
-        {"completions": _gauge("instructloop_in_flight_requests")},
+        {"completions": gauge("instructloop_in_flight_requests")},
         "short",
         "Completions being answered now. Flat at the limit means that clients get 503.",
+    ),
+)
+_INSIDE = (
+    Panel(
+        "Completions in engines",
+        {
+            "{{replica}} running": "max by (replica) (instructloop_engine_requests_running)",
+            "{{replica}} waiting": "max by (replica) (instructloop_engine_requests_waiting)",
+        },
+        "short",
+        "What vLLM generates now, and what waits for room. Waiting for long: add an engine.",
+    ),
+    Panel(
+        "Memory for keys and values",
+        {"{{replica}}": "max by (replica) (instructloop_engine_kv_cache_usage)"},
+        "percentunit",
+        "Share in use. Near 1 answers are put off and computed again.",
+    ),
+    Panel(
+        "Prefix cache",
+        {
+            "{{replica}}": "sum by (replica) "
+            '(rate(instructloop_engine_prefix_tokens_total{kind="hit"}[5m])) '
+            "/ clamp_min(sum by (replica) "
+            '(rate(instructloop_engine_prefix_tokens_total{kind="asked"}[5m])), 1e-9)'
+        },
+        "percentunit",
+        "Share of prompts' tokens that an engine need not compute. 0 for a moment after a swap.",
+    ),
+    Panel(
+        "Preemptions",
+        {"{{replica}}": rate("instructloop_engine_preemptions_total", by="replica")},
+        "short",
+        "Answers put off for want of memory. Should be rare: raise `engine.kv_cache_gib`.",
+    ),
+    Panel(
+        "Tokens by vLLM's count",
+        {"{{replica}} {{kind}}": rate("instructloop_engine_tokens_total", by="replica, kind")},
+        "short",
+        "Of each engine, probes and samples for labeling among them.",
     ),
 )
 _REPLICAS = (
@@ -134,7 +112,7 @@ _REPLICAS = (
     ),
     Panel(
         "Pause of a swap",
-        _quantiles("instructloop_swap_pause_seconds", "1h"),
+        quantiles("instructloop_swap_pause_seconds", "1h"),
         "s",
         "How long generation stood still. Requests wait, none fails.",
     ),
@@ -154,23 +132,32 @@ _STORES = (
         "number",
     ),
     Panel(
+        "Disk",
+        {
+            "free": "min(instructloop_disk_free_bytes)",
+            "{{what}} stopped": "max by (what) (instructloop_disk_stopped)",
+        },
+        "short",
+        "Free bytes of the state folder. As they go, learning stops, then logging, then feedback.",
+    ),
+    Panel(
         "Log backlog",
-        {"entries": _gauge("instructloop_log_backlog")},
+        {"entries": gauge("instructloop_log_backlog")},
         "short",
         "Completions that wait to be filtered and recorded.",
     ),
     Panel(
         "Archive",
         {
-            "completions": _gauge("instructloop_archive_completions"),
-            "bytes": _gauge("instructloop_archive_bytes"),
+            "completions": gauge("instructloop_archive_completions"),
+            "bytes": gauge("instructloop_archive_bytes"),
         },
         "short",
         "Completions that have moved from Redis to Parquet, and what they take on disk.",
     ),
     Panel(
         "Completions not logged",
-        {"{{reason}}": _rate("instructloop_logs_dropped_total", by="reason")},
+        {"{{reason}}": rate("instructloop_logs_dropped_total", by="reason")},
         "short",
         "Answers that were given and will never be rated. Should be nothing.",
     ),
@@ -179,7 +166,7 @@ _STORES = (
 SERVICE = Board(
     "instructloop-service",
     "InstructLoop: service",
-    {"Completions": _SERVING, "Engines": _REPLICAS, "Stores": _STORES},
+    {"Completions": _SERVING, "Engines": _REPLICAS, "vLLM": _INSIDE, "Stores": _STORES},
 )
 
 LOOP = Board(
@@ -189,26 +176,26 @@ LOOP = Board(
         "What comes in": (
             Panel(
                 "Prompts",
-                {"{{outcome}}": _rate("instructloop_prompts_total", by="outcome")},
+                {"{{outcome}}": rate("instructloop_prompts_total", by="outcome")},
                 "short",
                 "Logged prompts, and why others do not count: cap, duplicate, opt-out, filter.",
             ),
             Panel(
                 "Feedback",
-                {"{{kind}}": _rate("instructloop_feedback_total", by="kind")},
+                {"{{kind}}": rate("instructloop_feedback_total", by="kind")},
                 "short",
                 "Thumbs, ratings, rankings and demonstrations a second.",
             ),
             Panel(
                 "Personal data hidden",
-                {"{{kind}}": _rate("instructloop_pii_entities_total", by="kind")},
+                {"{{kind}}": rate("instructloop_pii_entities_total", by="kind")},
                 "short",
                 "Items replaced by placeholders, by kind.",
             ),
             Panel(
                 "Quarantine",
                 {
-                    "texts": _gauge("instructloop_quarantine_texts"),
+                    "texts": gauge("instructloop_quarantine_texts"),
                     "oldest, hours": "max(instructloop_quarantine_oldest_seconds) / 3600 ",
                 },
                 "short",
@@ -221,6 +208,12 @@ LOOP = Board(
                 {"{{version}} against {{against}}": "instructloop_policy_win_rate"},
                 "percentunit",
                 "How often people preferred a version over another, by the gate's votes.",
+            ),
+            Panel(
+                "From word to weights",
+                quantiles("instructloop_freshness_seconds", "7d"),
+                "s",
+                "Age of what people said when weights that learned from it first serve.",
             ),
             Panel(
                 "Stages that ended",
@@ -260,11 +253,7 @@ LEARNING = Board(
             ),
             Panel(
                 "Time of a stage",
-                {
-                    "{{stage}}": _mean(
-                        "instructloop_learning_stage_seconds", by="stage", window="1d"
-                    )
-                },
+                {"{{stage}}": mean("instructloop_learning_stage_seconds", by="stage", window="1d")},
                 "s",
                 "Mean time of a stage over a day.",
             ),
@@ -280,31 +269,31 @@ LEARNING = Board(
         "PPO": (
             Panel(
                 "Reward",
-                {"score": _gauge("instructloop_ppo_reward")},
+                {"score": gauge("instructloop_ppo_reward")},
                 "short",
                 "Mean score of the newest answers. It rises; if votes do not, see reward hacking.",
             ),
             Panel(
                 "KL from the anchor",
-                {"nats": _gauge("instructloop_ppo_kl")},
+                {"nats": gauge("instructloop_ppo_kl")},
                 "short",
                 "How far the policy is from where it began, in nats for each answer.",
             ),
             Panel(
                 "Clipped",
-                {"share": _gauge("instructloop_ppo_clip_fraction")},
+                {"share": gauge("instructloop_ppo_clip_fraction")},
                 "percentunit",
                 "Share of tokens whose ratio left its bounds. Over a third: steps are too large.",
             ),
             Panel(
                 "Entropy",
-                {"nats": _gauge("instructloop_ppo_entropy")},
+                {"nats": gauge("instructloop_ppo_entropy")},
                 "short",
                 "Nats for each token. A fall towards 0 means that it says one thing only.",
             ),
             Panel(
                 "Loss on plain text",
-                {"nats": _gauge("instructloop_ppo_ptx_loss")},
+                {"nats": gauge("instructloop_ppo_ptx_loss")},
                 "short",
                 "On the pretraining mix. A rise means that it forgets.",
             ),
@@ -325,7 +314,7 @@ RATERS = Board(
             ),
             Panel(
                 "Agreement",
-                {"pairs": _gauge("instructloop_rater_agreement")},
+                {"pairs": gauge("instructloop_rater_agreement")},
                 "percentunit",
                 "Share of pairs that two raters put in one order. The paper's raters: 73 %.",
             ),

@@ -5,15 +5,18 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from core import metrics
 from deploy.monitoring.dashboards import FILES, dashboard_json
 from deploy.monitoring.panels import BOARDS
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = FILES.parent / "alerts.yml"
-ALERTS_TEST = FILES.parent / "alerts_test.yml"
+ALERTS_TESTS = ("alerts_test.yml", "alerts_slow_test.yml")
 RUNBOOKS = ROOT / "docs" / "runbooks"
 
 
@@ -102,8 +105,8 @@ def test_promtool_finds_nothing_wrong_and_every_tested_alert_fires_as_it_should(
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     tested = subprocess.run(
-        ["promtool", "test", "rules", ALERTS_TEST.name],
-        cwd=ALERTS_TEST.parent,
+        ["promtool", "test", "rules", *ALERTS_TESTS],
+        cwd=ALERTS.parent,
         capture_output=True,
         text=True,
         check=False,

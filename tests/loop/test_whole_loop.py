@@ -149,6 +149,22 @@ async def test_the_loop_turns_once(service, tmp_path):
         await _turn_once(service, judge)
         await eventually(lambda: watch.ask("instructloop_policy_win_rate"), seconds=20)
         _check_dashboards_and_alerts(watch)
+    _check_logs(service)
+
+
+def _check_logs(service: Service) -> None:
+    """Processes and stages write lines with fields, and no prompt is in any of them."""
+    logs = service.state_dir / "logs"
+    for process in ("gateway", "engine", "worker", "beat", "up"):
+        path = logs / f"{'engine-0' if process == 'engine' else process}.log"
+        said = [json.loads(raw) for raw in path.read_text().splitlines()]
+        assert {line["process"] for line in said} == {process}
+    stages = [*(service.state_dir / "runs").glob("*/*/log")]
+    assert stages
+    for path in stages:
+        assert f'"run": "{path.parent.parent.name}"' in path.read_text()
+    for path in [*logs.glob("*.log"), *stages]:
+        assert "tell me about" not in path.read_text(errors="replace"), path.name
 
 
 async def _turn_once(service: Service, judge) -> None:

@@ -1,0 +1,34 @@
+"""What every process of the service asks at its start: is this our data, and can we read it?
+
+A Redis that does not answer yet stops nobody: gateways and engines serve without it, workers wait.
+"""
+
+import asyncio
+import logging
+
+from core.errors import Unavailable
+from core.redis_client import check_redis, connect, redis_errors, redis_url, spare_replicas
+from core.schema import check_folder
+from core.settings import Settings
+
+_PATIENCE_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+
+def refuse_foreign_data(settings: Settings) -> None:
+    """Raises StartError for a folder or a Redis with another schema than this release's."""
+    check_folder(settings.state_dir)
+    asyncio.run(_refuse_foreign_redis(settings))
+
+
+async def _refuse_foreign_redis(settings: Settings) -> None:
+    async with connect(redis_url(settings), timeout=_PATIENCE_SECONDS) as redis:
+        try:
+            with redis_errors():
+                await redis.ping()
+        except Unavailable:
+            log.warning("Redis does not answer yet")
+            return
+        for warning in [*await check_redis(redis), await spare_replicas(redis)]:
+            if warning:
+                log.warning("%s", warning)
