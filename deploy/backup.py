@@ -120,7 +120,7 @@ def _sources(settings: Settings, seen: Facts) -> Iterator[tuple[str, Path]]:
     if _is_ours(state, seen):
         for name in seen.archive_files:
             yield f"{files.STATE}archive/{name}", state / "archive" / name
-    for path in sorted((state / "secrets").glob("[!.]*")):
+    for path in sorted(settings.secrets.glob("[!.]*")):
         if path.is_file() and path.name not in _LIVE_SECRETS:  # `inbox/` has the keys of days
             yield f"{files.STATE}secrets/{path.name}", path
     if (state / _ADMIN_KEY).exists():

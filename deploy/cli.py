@@ -12,9 +12,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from core import logs
 from core.errors import InstructLoopError
 from core.settings import PREFIX
-from deploy import cli_audit, cli_backup, cli_bench, cli_keys, cli_labeling, cli_loop, cli_policies
+from deploy import (
+    cli_audit,
+    cli_backup,
+    cli_bench,
+    cli_keys,
+    cli_labeling,
+    cli_loop,
+    cli_policies,
+    cli_reproduce,
+)
 from deploy.options import RedisUrl, StateDir, override, read_admin_key, settings_from
 
 app = typer.Typer(
@@ -33,6 +43,7 @@ app.add_typer(cli_policies.app, name="policies")
 app.command("audit")(cli_audit.audit)
 app.command("backup")(cli_backup.backup)
 app.command("restore")(cli_backup.restore)
+app.command("reproduce")(cli_reproduce.reproduce)
 
 What = Literal["comparisons", "ratings", "demonstrations", "prompts"]
 Form = Literal["trl", "argilla", "parquet", "jsonl"]
@@ -46,7 +57,10 @@ def main() -> None:
     try:
         app()
     except InstructLoopError as error:
-        print(f"instructloop: {error.message}", file=sys.stderr)
+        if logs.is_json():
+            print(logs.line(logging.CRITICAL, error.message), file=sys.stderr)
+        else:
+            print(f"instructloop: {error.message}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -81,6 +95,25 @@ def up(
 
 
 @app.command()
+def init(
+    model: Annotated[
+        str | None, typer.Option(help="A Hugging Face id, a folder, or smollm2.")
+    ] = None,
+    state_dir: StateDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Make the first policy and the admin key, before the processes below start one by one.
+
+    Once is enough, again does no harm; `up` needs none of it.
+
+    Example: instructloop init --redis-url redis://redis:6379/0 --model smollm2
+    """
+    from deploy.init import init as run
+
+    run(settings_from(state_dir, redis_url, model=model), say=_say)
+
+
+@app.command()
 def gateway(
     state_dir: StateDir = None,
     redis_url: RedisUrl = None,
@@ -107,18 +140,25 @@ def gateway(
 def engine(
     number: Annotated[int, typer.Option(min=0, help="Which engine of this machine.")] = 0,
     canary: Annotated[bool, typer.Option("--canary", help="A canary's own; `up` runs it.")] = False,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT; default: a Unix socket.")] = None,
+    advertise: Annotated[str | None, typer.Option(help="The URL for gateways elsewhere.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the replica; default: engine-N.")] = None,
     state_dir: StateDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Run one vLLM engine and the agent that keeps it on the live policy.
 
-    Example: instructloop engine --number 0
+    Example: instructloop engine --listen 0.0.0.0:8100 --name engine-a
     """
     from core.canary import SECOND_ENGINE
     from serving.agent import run_agent
+    from serving.agent_start import replica_name
 
-    name = SECOND_ENGINE if canary else f"engine-{number}"
-    run_agent(settings_from(state_dir, redis_url), name=name)
+    override("ENGINE__LISTEN", listen)
+    override("ENGINE__ADVERTISE", advertise)
+    override("ENGINE__NAME", name)
+    settings = settings_from(state_dir, redis_url)
+    run_agent(settings, name=SECOND_ENGINE if canary else replica_name(settings, number=number))
 
 
 @app.command()

@@ -29,7 +29,7 @@ def audit(
     Example: instructloop audit --verify
     """
     settings = settings_from(state_dir, redis_url)
-    keyring = Keyring(settings.state_dir / "secrets")
+    keyring = Keyring(settings.secrets)
     path = settings.state_dir / audit_log.FILE
 
     async def prove(redis: Redis) -> int:

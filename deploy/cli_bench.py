@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any, Protocol
 
 import typer
@@ -37,6 +38,11 @@ def _show(report: _Report, *, as_json: bool) -> None:
 
 def _say(line: str) -> None:
     print(f"instructloop: {line}", file=sys.stderr, flush=True)
+
+
+def _named(only: list[str] | None, targets: Iterable[str], *, peers: bool) -> tuple[str, ...]:
+    """What to measure: what was named, else everything."""
+    return tuple(name for name in only or targets if peers or name != "trl")
 
 
 def _leave_nothing_behind() -> None:
@@ -148,6 +154,10 @@ def reward_model(
     accuracy: Annotated[
         bool, typer.Option(help="Also what ours and TRL's have learned after an epoch.")
     ] = True,
+    speed: Annotated[bool, typer.Option(help="Also comparisons per second.")] = True,
+    only: Annotated[
+        list[str] | None, typer.Option(help="ours, half, unpacked or trl; may come again.")
+    ] = None,
     peers: Annotated[bool, typer.Option(help="TRL beside us, if installed.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="One round, without accuracy.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -157,13 +167,18 @@ def reward_model(
 
     `deploy/install.sh peers-training` installs TRL in an environment of its own.
 
-    Example: instructloop bench reward-model --rounds 5 --json
+    Example: instructloop bench reward-model --rounds 5 --only ours --only trl --json
     """
-    from deploy.bench.reward_model import Wanted, bench_reward_model
+    from deploy.bench.reward_model import TARGETS, Wanted, bench_reward_model
 
     _leave_nothing_behind()
     report = bench_reward_model(
-        Wanted(1 if quick else rounds, accuracy=accuracy and not quick, peers=peers),
+        Wanted(
+            1 if quick else rounds,
+            accuracy=accuracy and not quick,
+            speed=speed,
+            only=_named(only, TARGETS, peers=peers),
+        ),
         settings=settings_from(state_dir, None),
         say=_say,
     )
@@ -173,6 +188,7 @@ def reward_model(
 @app.command()
 def policy(
     rounds: Annotated[int, typer.Option(min=1, help="Everything is measured so often.")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="ours or trl; by default both.")] = None,
     peers: Annotated[bool, typer.Option(help="TRL beside us, if installed.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="One round.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -184,11 +200,11 @@ def policy(
 
     Example: instructloop bench policy --rounds 5 --json
     """
-    from deploy.bench.policy import Wanted, bench_policy
+    from deploy.bench.policy import TARGETS, Wanted, bench_policy
 
     _leave_nothing_behind()
     report = bench_policy(
-        Wanted(1 if quick else rounds, peers=peers),
+        Wanted(1 if quick else rounds, only=_named(only, TARGETS, peers=peers)),
         settings=settings_from(state_dir, None),
         say=_say,
     )

@@ -50,7 +50,7 @@ def erase(settings: Settings, *, user: str, tenant: str, wait_seconds: float) ->
 
 
 async def _erase(settings: Settings, user: str, tenant: str, wait_seconds: float) -> Receipt:
-    keyring = Keyring(settings.state_dir / "secrets")
+    keyring = Keyring(settings.secrets)
     console = Console(stderr=True)
     async with connect(redis_url(settings)) as redis:
         with redis_errors():
@@ -82,7 +82,7 @@ def export(
     async def write(redis: Redis) -> int:
         rows = await read_rows(
             redis,
-            Keyring(settings.state_dir / "secrets"),
+            Keyring(settings.secrets),
             settings,
             what=what,
             tenant=tenant,
@@ -128,7 +128,7 @@ async def _import(
     lines: Iterator[tuple[int, object]],
     origin: Origin,
 ) -> Summary:
-    keyring = Keyring(settings.state_dir / "secrets")
+    keyring = Keyring(settings.secrets)
     pii = PiiWorker(Plan(recognizers=settings.log.pii_recognizers))
     try:
         async with connect(redis_url(settings)) as redis:

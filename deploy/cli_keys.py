@@ -1,4 +1,4 @@
-"""`instructloop keys`: API keys, made, listed, revoked."""
+"""`instructloop keys`: API keys, made, listed, given new secrets, revoked; the signing key."""
 
 import asyncio
 import re
@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from core.auth import create_key, list_keys, revoke_key
+from core import registry
+from core.auth import create_key, list_keys, revoke_key, rotate_key
+from core.keyring import Keyring
 from core.records import ApiKey, KeyLimits, Scope
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
@@ -61,7 +63,8 @@ def create(
         user_tokens_per_minute=user_tokens_per_minute,
         user_concurrency=user_concurrency,
     )
-    expires_at = None if expires_in is None else time.time() + _seconds(expires_in)
+    seconds = None if expires_in is None else _seconds(expires_in, option="--expires-in")
+    expires_at = None if seconds is None else time.time() + seconds
     settings = settings_from(state_dir, redis_url)
     key, secret = asyncio.run(_create(settings, name, scopes, tenant, expires_at, limits))
     Console(stderr=True).print(f"key {key.id} for {name}; keep it now, it is not shown again:")
@@ -93,6 +96,39 @@ def revoke(key_id: str, state_dir: StateDir = None, redis_url: RedisUrl = None) 
     print(f"revoked {key_id}")
 
 
+@app.command()
+def rotate(
+    key_id: str,
+    grace: Annotated[str, typer.Option(help="How long the old secret stays good.")] = "24h",
+    state_dir: StateDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Give a key a new secret and print it, once; the old one stays good for a while.
+
+    Example: instructloop keys rotate 1a2b3c4d --grace 7d
+    """
+    seconds = _seconds(grace, option="--grace")
+    settings = settings_from(state_dir, redis_url)
+    key, secret = asyncio.run(_rotate(settings, key_id, seconds))
+    until = datetime.fromtimestamp(key.previous_until, UTC)
+    said = f"key {key.id} of {key.name}; the old secret is good until {until:%Y-%m-%d %H:%M} UTC:"
+    Console(stderr=True).print(said)
+    print(secret)
+
+
+@app.command("rotate-signing")
+def rotate_signing(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
+    """Sign versions, receipts and the audit log with a new key; old signatures stay good.
+
+    Workers sign with the old one until they start again.
+
+    Example: instructloop keys rotate-signing
+    """
+    settings = settings_from(state_dir, redis_url)
+    asyncio.run(_rotate_signing(settings))
+    print("a new key signs from now on; start the workers again when it suits you")
+
+
 def state_of(key: ApiKey, *, now: float) -> str:
     """Whether a key is good, and until when."""
     if key.revoked_at is not None:
@@ -115,11 +151,11 @@ def limits_of(limits: KeyLimits | None) -> str:
     return ", ".join(said)
 
 
-def _seconds(text: str) -> int:
+def _seconds(text: str, *, option: str) -> int:
     """A time such as `30d`, in seconds. Raises BadParameter."""
     found = re.fullmatch(r"([1-9][0-9]{0,6})([smhdw])", text)
     if found is None:
-        raise typer.BadParameter("--expires-in takes a number and one of s, m, h, d, w: 30d")
+        raise typer.BadParameter(f"{option} takes a number and one of s, m, h, d, w: 30d")
     return int(found[1]) * _SECONDS[found[2]]
 
 
@@ -154,3 +190,16 @@ async def _revoke(settings: Settings, key_id: str) -> None:
     async with connect(redis_url(settings)) as redis:
         with redis_errors():
             await revoke_key(redis, key_id, who=caller())
+
+
+async def _rotate(settings: Settings, key_id: str, seconds: float) -> tuple[ApiKey, str]:
+    async with connect(redis_url(settings)) as redis:
+        with redis_errors():
+            return await rotate_key(redis, key_id, grace_seconds=seconds, who=caller())
+
+
+async def _rotate_signing(settings: Settings) -> None:
+    async with connect(redis_url(settings)) as redis:
+        with redis_errors():
+            await registry.record(redis, "signing key rotated", who=caller())
+    Keyring(settings.secrets).rotate_signing(now=time.time())

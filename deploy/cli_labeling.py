@@ -42,7 +42,7 @@ def gold(
     from feedback.labeling import open_tasks
 
     settings = settings_from(state_dir, redis_url)
-    keyring = Keyring(settings.state_dir / "secrets")
+    keyring = Keyring(settings.secrets)
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +69,7 @@ def agreement(
     from feedback.raters import raters_of
 
     settings = settings_from(state_dir, redis_url)
-    keyring = Keyring(settings.state_dir / "secrets")
+    keyring = Keyring(settings.secrets)
     found = with_redis(
         settings,
         lambda redis: raters_of(redis, tenant, keyring=keyring, settings=settings.feedback),

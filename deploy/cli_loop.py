@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from core import loop
 from core.errors import InstructLoopError, NotFound
+from core.logs import for_people
 from core.records import Run
 from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.settings import Settings
@@ -104,7 +105,7 @@ def logs(run: str, state_dir: StateDir = None, redis_url: RedisUrl = None) -> No
         raise NotFound(f"no logs of {run} here: `instructloop loop runs` lists the runs")
     for path in found:
         print(f"== {path.parent.name}")
-        sys.stdout.write(path.read_text(errors="replace"))
+        sys.stdout.write(for_people(path.read_text(errors="replace")))
 
 
 def train(settings: Settings, *, stage: str, wait: bool) -> None:

@@ -78,7 +78,7 @@ def verify(version: str, state_dir: StateDir = None, redis_url: RedisUrl = None)
         cards={card.version: card for card in cards},
         policies=settings.state_dir / "policies",
         gone=gone,
-        public_key=Keyring(settings.state_dir / "secrets").public_key(),
+        public_key=Keyring(settings.secrets).public_key(),
     )
     for line in proven:
         print(f"{version}: {line}")

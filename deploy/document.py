@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from core import keys
 from core.hyperparameters import PAPER
 from core.settings import PREFIX, Settings
+from deploy.monitoring.reference import labels_table, metrics_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,13 +69,17 @@ def keys_table() -> str:
 
 def documents() -> dict[Path, str]:
     """Each document with a table of ours, as it should be."""
-    return {
+    made = {
         path: _with_table(path.read_text(), mark, table)
         for path, mark, table in (
             (ROOT / "README.md", "settings", settings_table()),
+            (ROOT / "docs" / "settings.md", "settings", settings_table()),
             (ROOT / "docs" / "architecture.md", "keys", keys_table()),
+            (ROOT / "docs" / "metrics.md", "metrics", metrics_table()),
         )
     }
+    path = ROOT / "docs" / "metrics.md"
+    return made | {path: _with_table(made[path], "labels", labels_table())}
 
 
 def _with_table(text: str, mark: str, table: str) -> str:

@@ -66,6 +66,8 @@ def next_round(state: Mapping[str, Any], learning: LearningSettings) -> str:
         return "none while paused: `instructloop loop resume`"
     if not state["worker"]:
         return "none without a worker: `instructloop worker`, or `instructloop train`"
+    if state["no_room"]:
+        return f"when there is room: {state['no_room']}"
     if state["current"]:
         return "after the one that runs"
     new, enough = state["new_comparisons"], learning.min_new_comparisons

@@ -6,6 +6,7 @@ worker and beat, and tends them until it is told to stop.
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import time
@@ -17,7 +18,9 @@ from pathlib import Path
 from core.auth import create_key, digest_of, list_keys
 from core.errors import StartError
 from core.keyring import Keyring
-from core.redis_client import check_redis, connect, redis_url
+from core.logs import set_up
+from core.redis_client import check_redis, connect, redis_url, spare_replicas
+from core.schema import check_folder
 from core.settings import PREFIX, Settings
 from deploy.base_model import base_model_folder
 from deploy.canary_engine import canary_engine
@@ -38,11 +41,14 @@ def up(settings: Settings, *, learning: bool, say: Callable[[str], None]) -> Non
 
     Without learning, or with engines into which nothing is swapped, workers keep the log alone.
     """
+    _refuse_ports_of_engines(settings)
     settings = without_rounds(settings) if settings.engine.urls or not learning else settings
     lock = lock_state_dir(settings.state_dir)
+    check_folder(settings.state_dir)
     preflight(settings)
     logs = settings.state_dir / "logs"
     logs.mkdir(exist_ok=True)
+    say = _log_too(settings, logs / "up.log", say)
     _hand_down(settings)
     supervisor = Supervisor(say=say)
     supervisor.handle_signals()
@@ -60,6 +66,29 @@ def up(settings: Settings, *, learning: bool, say: Callable[[str], None]) -> Non
         lock.close()
 
 
+def _log_too(settings: Settings, path: Path, say: Callable[[str], None]) -> Callable[[str], None]:
+    """What people are told here, as a line of a log of our own, too."""
+    set_up("up", level=settings.log_level, form=settings.log_format, path=path)
+    log = logging.getLogger(__name__)
+
+    def both(line: str) -> None:
+        say(line)
+        log.info(line)
+
+    return both
+
+
+def _refuse_ports_of_engines(settings: Settings) -> None:
+    """Engines of `up` are on this machine: they have sockets, and names by number."""
+    engine = settings.engine
+    for name in ("listen", "advertise", "name"):
+        if getattr(engine, name) is not None:
+            raise StartError(
+                f"engine.{name} is for `instructloop engine`, one process on a machine of its own: "
+                f"unset {PREFIX}ENGINE__{name.upper()} to run `up`"
+            )
+
+
 def without_rounds(settings: Settings) -> Settings:
     """The settings of a service that learns only when somebody asks for it."""
     learning = settings.learning.model_copy(update={"enabled": False})
@@ -72,7 +101,7 @@ def _start_all(supervisor: Supervisor, settings: Settings, logs: Path) -> None:
         say("starting Redis")
         supervisor.start(_redis_child(settings, logs))
     asyncio.run(_wait_for_redis(supervisor, settings))
-    admin_key_file = asyncio.run(_ensure_admin_key(settings))
+    admin_key_file = asyncio.run(ensure_admin_key(settings))
     say(f"URL:       http://{gateway.host}:{gateway.port}")
     say(f"admin key: {admin_key_file}")
     if not settings.engine.urls:
@@ -80,8 +109,9 @@ def _start_all(supervisor: Supervisor, settings: Settings, logs: Path) -> None:
         for number in range(settings.engine.count):
             _start_own(supervisor, logs, f"engine-{number}", "engine", "--number", str(number))
     else:
-        asyncio.run(_publish_first_policy(settings, None))
-    _start_own(supervisor, logs, "gateway", "gateway", stop_seconds=gateway.shutdown_seconds + 10)
+        asyncio.run(publish_first_policy(settings, None))
+    leaving = gateway.leave_seconds + gateway.shutdown_seconds + 10
+    _start_own(supervisor, logs, "gateway", "gateway", stop_seconds=leaving)
     _start_own(supervisor, logs, "worker", "worker", stop_seconds=WORKER_STOP_SECONDS)
     _start_own(supervisor, logs, "beat", "beat")
 
@@ -89,12 +119,13 @@ def _start_all(supervisor: Supervisor, settings: Settings, logs: Path) -> None:
 def _make_first_policy(supervisor: Supervisor, settings: Settings) -> None:
     folder = base_model_folder(settings, say=supervisor.say, alive=lambda: not supervisor.stopping)
     if not supervisor.stopping:
-        asyncio.run(_publish_first_policy(settings, folder))
+        asyncio.run(publish_first_policy(settings, folder))
 
 
-async def _publish_first_policy(settings: Settings, folder: Path | None) -> None:
+async def publish_first_policy(settings: Settings, folder: Path | None) -> str:
+    """Register v0000, unless it is; `folder` is its model, None where others serve it."""
     async with connect(redis_url(settings)) as redis:
-        await publish_base(redis, settings, folder)
+        return (await publish_base(redis, settings, folder)).version
 
 
 def _start_own(
@@ -125,8 +156,9 @@ async def _wait_for_redis(supervisor: Supervisor, settings: Settings) -> None:
     while True:
         try:
             async with connect(redis_url(settings)) as redis:
-                for warning in await check_redis(redis):
-                    supervisor.say(f"warning: {warning}")
+                for warning in [*await check_redis(redis), await spare_replicas(redis)]:
+                    if warning:
+                        supervisor.say(f"warning: {warning}")
             return
         except StartError:
             own = settings.redis_url is None
@@ -137,7 +169,7 @@ async def _wait_for_redis(supervisor: Supervisor, settings: Settings) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _ensure_admin_key(settings: Settings) -> Path:
+async def ensure_admin_key(settings: Settings) -> Path:
     """The file with a key that works: made at the first start, or when Redis forgot it."""
     path = settings.state_dir / "admin.key"
     async with connect(redis_url(settings)) as redis:

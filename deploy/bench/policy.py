@@ -1,10 +1,11 @@
 """`instructloop bench policy`: episodes per second of PPO updates on given answers, beside TRL's.
 
-Same model, answers, precision and threads; four optimiser steps over 16 prompts with 4 answers
-each. Sampling is an engine's business and left out on both sides: what is measured are scores, old
-and reference log-probabilities, values, and the steps of both models. The last TRL that had a PPO
-trainer knows no pretraining term, so ours is compared without it and shown with it. All take turns,
-round by round. The updates are in deploy/bench/policy_child.py and training_trl.py.
+Same model, answers, precision and threads; two optimiser steps over 8 prompts with 4 answers
+each, which is half of an iteration. Sampling is an engine's business and left out on both sides:
+what is measured are scores, old and reference log-probabilities, values, and the steps of both
+models. The last TRL that had a PPO trainer knows no pretraining term, so ours is compared without
+it and shown with it. All take turns, round by round. The updates are in
+deploy/bench/policy_child.py and training_trl.py.
 """
 
 import statistics
@@ -31,15 +32,18 @@ from deploy.bench.training_maths import (
     trained_layers,
 )
 from deploy.bench.training_report import PolicyReport, Update
-from deploy.bench.training_turns import Trainer, trainer, trl_missing
+from deploy.bench.training_turns import Trainer, measured_names, trainer
 from learning.training.pretraining_text import draw, mix_texts, sequences
 
 OURS = "instructloop"
 PTX = "instructloop with ptx"
 TRL = "TRL PPOTrainer"
-PROMPTS, ANSWERS, ANSWER_TOKENS = 16, 4, 40
-_MINIBATCHES = 4
-_PTX_SEQUENCES, _PTX_TOKENS = 12, 64
+TARGETS = {"ours": OURS, "trl": TRL}
+"""By the names that `--only` takes."""
+PROMPTS, ANSWERS, ANSWER_TOKENS = 8, 4, 40
+_MINIBATCHES = 2
+_PTX_SEQUENCES, _PTX_TOKENS = 3, 64
+"""Of one optimiser step."""
 _FORWARD_BATCH = 16
 _FORWARD_PASSES = 3
 """Without a gradient: scores, old and reference log-probabilities."""
@@ -51,20 +55,18 @@ class Wanted:
     """What to measure."""
 
     rounds: int = 3
-    peers: bool = True
-    """Whether to measure TRL, where it is installed."""
+    only: tuple[str, ...] = tuple(TARGETS)
+    """Of TARGETS, what is measured; TRL where it is installed."""
     peer_dtype: str = "bfloat16"
 
 
 def bench_policy(wanted: Wanted, *, settings: Settings, say: Callable[[str], None]) -> PolicyReport:
     """Measure. Raises StartError."""
     model = base_model_folder(settings, say=say, alive=lambda: True).resolve()
-    missing = trl_missing()
-    if wanted.peers and missing:
-        say(missing)
+    names = measured_names(wanted.only, TARGETS, trl=TRL, say=say)
     with folder_in(settings.state_dir) as folder, ExitStack() as stack:
         say("loading the models")
-        asked = _trainers(stack, model, folder, wanted if not missing else None)
+        asked = _trainers(stack, model, folder, names, wanted.peer_dtype)
         bare = stack.enter_context(
             trainer("products", "deploy.bench.training_child", {"model": str(model)}, folder)
         )
@@ -73,6 +75,7 @@ def bench_policy(wanted: Wanted, *, settings: Settings, say: Callable[[str], Non
         tokens = PROMPTS // _MINIBATCHES * (TOKENS + ANSWERS * ANSWER_TOKENS)
         with progress((wanted.rounds + 1) * (len(asked) + 1)) as tick:
             for number in range(-1, wanted.rounds):  # the first is to warm up
+                say("warming up" if number < 0 else f"round {number + 1} of {wanted.rounds}")
                 tick("products of matrices")
                 found = bare.ask(do="products", tokens=tokens)["per_second"]
                 products += [found] if number >= 0 else []
@@ -116,23 +119,24 @@ def _report(
         )
         for name, of in rates.items()
     ]
-    with_ptx = [w["parts"]["policy with ptx"] for w in heard[PTX]]
-    without = [w["parts"]["policy"] for w in heard[OURS]]
+    with_ptx = [w["parts"]["policy with ptx"] for w in heard.get(PTX, [])]
+    without = [w["parts"]["policy"] for w in heard.get(OURS, [])]
+    extra = [a / b - 1.0 for a, b in zip(with_ptx, without, strict=True)]
     return PolicyReport(
         rounds=rounds,
         episodes=PROMPTS * ANSWERS,
         updates=updates,
         products_per_second=over_rounds(products),
-        ptx_cost=over_rounds([a / b - 1.0 for a, b in zip(with_ptx, without, strict=True)]),
+        ptx_cost=over_rounds(extra) if extra else None,
         parts={
             part: statistics.median(w["parts"][part] for w in heard[OURS])
-            for part in heard[OURS][0]["parts"]
+            for part in (heard[OURS][0]["parts"] if OURS in heard else ())
         },
     )
 
 
 def _trainers(
-    stack: ExitStack, model: Path, folder: Path, wanted: Wanted | None
+    stack: ExitStack, model: Path, folder: Path, names: Sequence[str], peer_dtype: str
 ) -> dict[str, tuple[Trainer, bool]]:
     """By name, the child and whether its update has the pretraining term."""
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -153,16 +157,18 @@ def _trainers(
             for at, prompt in enumerate(prompts)
         ],
         "ptx": pieces(_PTX_TOKENS, _PTX_SEQUENCES),
+        "minibatches": _MINIBATCHES,
+        "frozen_share": 0.0,
     }
-
-    own = specification | {"frozen_share": 0.0}
-    ours = stack.enter_context(trainer(OURS, _CHILD, own, folder))
-    asked = {OURS: (ours, False), PTX: (ours, True)}
-    if wanted is not None and wanted.peers:
+    asked: dict[str, tuple[Trainer, bool]] = {}
+    if OURS in names:
+        ours = stack.enter_context(trainer(OURS, _CHILD, specification, folder))
+        asked |= {OURS: (ours, False), PTX: (ours, True)}
+    if TRL in names:
         given = {
             "role": "policy",
             "model": str(model),
-            "dtype": wanted.peer_dtype,
+            "dtype": peer_dtype,
             "prompts": [prompt for prompt in prompts for _ in range(ANSWERS)],
             "answers": answers,
             "minibatches": _MINIBATCHES,

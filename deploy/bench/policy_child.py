@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from core.hyperparameters import PolicySettings
+from core.process import keep_freed_memory
 from deploy.bench.training_line import Line, Words
 from learning.policy.experience import Experience, answer_scores, experience_of, policy_logprobs
 from learning.policy.run import update_average
@@ -34,6 +35,7 @@ class Updates:
     def __init__(self, specification: Words) -> None:
         self.settings = PolicySettings(
             value_frozen_share=specification["frozen_share"],
+            minibatches=specification["minibatches"],
             learning_rate=0.0,
             value_learning_rate=0.0,
             stop_update_kl=None,
@@ -123,8 +125,7 @@ class Updates:
 
     def _text(self) -> PtxBatch:
         """A step's share of an iteration's pretraining sequences."""
-        count = -(-self.settings.ptx_sequences // self.settings.minibatches)
-        return ptx_batch(self.text[:count], token_budget=self.settings.token_budget)
+        return ptx_batch(self.text, token_budget=self.settings.token_budget)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -147,6 +148,7 @@ def _rollouts(specification: Words) -> Rollouts:
 
 def main(path: str) -> None:
     """Load, say so, and answer requests."""
+    keep_freed_memory()  # as every stage does
     line = Line()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     updates = Updates(json.loads(Path(path).read_text()))

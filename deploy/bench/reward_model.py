@@ -3,22 +3,25 @@
 Same model, pieces of text, precision and threads. Ours reads a prompt once with all its K answers;
 our unpacked path reads it with each answer; TRL's RewardTrainer reads both sequences of every pair.
 All stay loaded and take turns in every round; a figure is the median over rounds. The machine's own
-rate for products of matrices of these shapes is taken in every round, too. Training itself is in
-deploy/bench/training_child.py and training_trl.py, the words in deploy/bench/training_report.py.
+rate for products of matrices of these shapes is taken in every round, too. Then fresh models of
+ours and of TRL learn from the same comparisons, each once, and are asked about the same unseen
+ones.
+Training itself is in deploy/bench/training_child.py and training_trl.py, the words in
+deploy/bench/training_report.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from core.settings import Settings
 from deploy.base_model import base_model_folder
 from deploy.bench.maths import over_rounds
 from deploy.bench.progress import Tick, progress
 from deploy.bench.targets import folder_in
-from deploy.bench.training_data import TOKENS, Preferences, preferences
+from deploy.bench.training_data import TOKENS, Preferences, Ranked, preferences
+from deploy.bench.training_line import Words
 from deploy.bench.training_maths import (
     Shape,
     body_flops,
@@ -27,8 +30,8 @@ from deploy.bench.training_maths import (
     read_shape,
     trained_layers,
 )
-from deploy.bench.training_report import RewardReport, Variant
-from deploy.bench.training_turns import Trainer, trainer, trl_missing
+from deploy.bench.training_report import Learned, RewardReport, Variant
+from deploy.bench.training_turns import Trainer, measured_names, trainer
 
 OURS = "instructloop"
 SMALL = "instructloop, lower half frozen"
@@ -36,12 +39,14 @@ UNPACKED = "instructloop, unpacked"
 TRL = "TRL RewardTrainer"
 ANSWERS = (4, 9)
 _VARIANTS = {OURS: (0.0, True), SMALL: (0.5, True), UNPACKED: (0.0, False)}
+TARGETS = {"ours": OURS, "half": SMALL, "unpacked": UNPACKED, "trl": TRL}
+"""By the names that `--only` takes."""
 _STEPS = {4: 4, 9: 2}
-"""Steps of one turn, each over two prompts."""
+"""Steps of one turn, each over two prompts; half as many without packing."""
 _STEP_PAIRS = 12
 """Of TRL's optimiser step, as in ours at K = 4; at K = 9 ours has 72. Pairs are alike for any K."""
-_PROMPTS = {4: 60, 9: 16}
-_HELDOUT = 30
+_PROMPTS = {4: 40, 9: 16}
+_HELDOUT = 24
 _LEARNED_ANSWERS = 4
 _CHILD, _PEER = "deploy.bench.training_child", "deploy.bench.training_trl"
 
@@ -53,8 +58,10 @@ class Wanted:
     rounds: int = 3
     accuracy: bool = True
     """Whether to train ours and TRL's to the end of an epoch and compare what they learned."""
-    peers: bool = True
-    """Whether to measure TRL, where it is installed."""
+    speed: bool = True
+    """Whether to measure comparisons per second."""
+    only: tuple[str, ...] = tuple(TARGETS)
+    """Of TARGETS, what is measured; TRL where it is installed."""
     peer_dtype: str = "bfloat16"
 
 
@@ -63,34 +70,30 @@ def bench_reward_model(
 ) -> RewardReport:
     """Measure. Raises StartError."""
     model = base_model_folder(settings, say=say, alive=lambda: True).resolve()
+    names = measured_names(wanted.only, TARGETS, trl=TRL, say=say)
     shape = read_shape(model)
     data = preferences(model, prompts=_PROMPTS, heldout=_HELDOUT)
-    missing = trl_missing()
-    if wanted.peers and missing:
-        say(missing)
-    with_trl = wanted.peers and not missing
     with folder_in(settings.state_dir) as folder:
-        rates, products, peaks = _speeds(wanted, model, data, folder, say, with_trl)
-        accuracy = {}
-        if wanted.accuracy:
-            say("training to the end of an epoch, to compare what was learned (minutes)")
-            accuracy = dict(_accuracies(wanted, model, data, folder, with_trl))
+        place = Place(model, data, folder, wanted.peer_dtype)
+        speeds = _speeds(place, names, wanted.rounds if wanted.speed else 0, say)
+        learned = dict(_learned(place, names, say)) if wanted.accuracy else {}
     variants = [
         Variant(
             name=name,
-            comparisons_per_second={k: over_rounds(v) for k, v in rates[name].items()},
-            peak_bytes=peaks[name],
-            accuracy=accuracy.get(name),
-            flops_per_second={k: over_rounds(v) for k, v in _flops(shape, name, rates[name])},
+            comparisons_per_second={k: over_rounds(v) for k, v in speeds.rates[name].items() if v},
+            peak_bytes=speeds.peaks.get(name, 0),
+            learned=learned.get(name),
+            flops_per_second={
+                k: over_rounds(v) for k, v in _flops(shape, name, speeds.rates[name]) if v
+            },
         )
-        for name in rates
+        for name in names
     ]
-    trained = pairs_of(_LEARNED_ANSWERS) * _PROMPTS[_LEARNED_ANSWERS] if accuracy else 0
     return RewardReport(
         rounds=wanted.rounds,
         variants=variants,
-        products_per_second=over_rounds(products),
-        trained_comparisons=trained,
+        products_per_second=over_rounds(speeds.products) if speeds.products else None,
+        trained_comparisons=pairs_of(_LEARNED_ANSWERS) * _PROMPTS[_LEARNED_ANSWERS],
     )
 
 
@@ -121,96 +124,108 @@ def _flops(
         yield answers, [each * rate for rate in found]
 
 
-def _speeds(
-    wanted: Wanted,
-    model: Path,
-    data: Preferences,
-    folder: Path,
-    say: Callable[[str], None],
-    with_trl: bool,
-) -> tuple[dict[str, dict[int, list[float]]], list[float], dict[str, int]]:
-    """Comparisons per second by variant and K, products per second, and peaks of memory."""
-    names = [*_VARIANTS, *([TRL] if with_trl else [])]
-    rates: dict[str, dict[int, list[float]]] = {n: {k: [] for k in ANSWERS} for n in names}
-    products: list[float] = []
-    peaks: dict[str, int] = {}
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What every child is started with."""
+
+    model: Path
+    data: Preferences
+    folder: Path
+    peer_dtype: str
+
+    def start(self, stack: ExitStack, name: str) -> Trainer:
+        """A child that trains at one of our variants or TRL's."""
+        if name == TRL:
+            train = self.data.train[9]
+            return self._trl(stack, role="reward", pairs=_pairs(train), step_pairs=_STEP_PAIRS)
+        frozen_share, packed = _VARIANTS[name]
+        specification = {
+            "model": str(self.model),
+            "data": self.data.document(),
+            "frozen_share": frozen_share,
+            "packed": packed,
+        }
+        return stack.enter_context(trainer(name, _CHILD, specification, self.folder))
+
+    def start_learning(self, stack: ExitStack, name: str) -> Trainer:
+        """A child with a fresh model that learns from all comparisons once."""
+        if name != TRL:
+            return self.start(stack, name)
+        train, heldout = self.data.train[_LEARNED_ANSWERS], self.data.document()["heldout"]
+        return self._trl(stack, role="learned", pairs=_pairs(train), heldout=heldout)
+
+    def _trl(self, stack: ExitStack, **words: object) -> Trainer:
+        specification = words | {"model": str(self.model), "dtype": self.peer_dtype}
+        return stack.enter_context(trainer(TRL, _PEER, specification, self.folder, peer=True))
+
+
+@dataclass(slots=True)
+class Speeds:
+    """What was measured, round by round."""
+
+    rates: dict[str, dict[int, list[float]]]
+    """Comparisons per second, by variant and K"""
+    products: list[float] = field(default_factory=list)
+    """Operations per second"""
+    peaks: dict[str, int] = field(default_factory=dict)
+    """Of memory, in bytes, by variant"""
+
+
+def _speeds(place: Place, names: Sequence[str], rounds: int, say: Callable[[str], None]) -> Speeds:
+    found = Speeds({name: {k: [] for k in ANSWERS} for name in names})
+    if rounds == 0:
+        return found
     with ExitStack() as stack:
         say("loading the models")
-        start = _starter(stack, model, data, folder)
-        trainers = {name: start(name, *_VARIANTS[name]) for name in _VARIANTS}
-        bare = stack.enter_context(trainer("products", _CHILD, {"model": str(model)}, folder))
-        if with_trl:
-            trainers[TRL] = _trl(stack, wanted, model, data, folder)
-        with progress((wanted.rounds + 1) * (len(trainers) + 1)) as tick:
-            for number in range(-1, wanted.rounds):
+        specification = {"model": str(place.model)}
+        bare = stack.enter_context(trainer("products", _CHILD, specification, place.folder))
+        trainers = {name: place.start(stack, name) for name in names}
+        with progress((rounds + 1) * (len(trainers) + 1)) as tick:
+            for number in range(-1, rounds):
+                say("warming up" if number < 0 else f"round {number + 1} of {rounds}")
                 tick("products of matrices")
-                found = bare.ask(do="products", tokens=row_tokens(9))["per_second"]
-                for name, its in _round(trainers, tick, short=number < 0):
-                    peaks[name] = its.pop(0)
-                    if number >= 0:
-                        for answers, rate in zip(ANSWERS, its, strict=True):
-                            rates[name][answers].append(rate)
+                products = bare.ask(do="products", tokens=row_tokens(9))["per_second"]
+                turns = _round(trainers, tick, short=number < 0)
                 if number >= 0:
-                    products.append(found)
-    return rates, products, peaks
+                    found.products.append(products)
+                    _note(found, turns)
+    return found
 
 
 def _round(
     trainers: dict[str, Trainer], tick: Tick, *, short: bool
-) -> Iterator[tuple[str, list[Any]]]:
-    """Of every variant: its peak of memory, then comparisons per second for each K."""
+) -> list[tuple[str, int, Words]]:
+    """The turn of every variant at every K. A pair of TRL's costs the same at any K."""
+    turns = []
     for name, of in trainers.items():
         tick(name)
-        asked = ANSWERS if name != TRL else ANSWERS[:1]
-        heard = [of.ask(do="speed", answers=k, steps=1 if short else _STEPS[k]) for k in asked]
-        heard += heard * (len(ANSWERS) - len(asked))
-        yield (
-            name,
-            [heard[-1]["peak_bytes"], *(one["comparisons"] / one["seconds"] for one in heard)],
-        )
+        for answers in ANSWERS:
+            if name != TRL or answers == ANSWERS[0]:
+                steps = _STEPS[answers] // (2 if name == UNPACKED else 1)
+                heard = of.ask(do="speed", answers=answers, steps=1 if short else steps)
+            turns.append((name, answers, heard))
+    return turns
 
 
-def _starter(
-    stack: ExitStack, model: Path, data: Preferences, folder: Path
-) -> Callable[[str, float, bool], Trainer]:
-    def start(name: str, frozen_share: float, packed: bool) -> Trainer:
-        specification = {
-            "model": str(model),
-            "data": data.document(),
-            "frozen_share": frozen_share,
-            "packed": packed,
-        }
-        return stack.enter_context(trainer(name, _CHILD, specification, folder))
-
-    return start
+def _note(found: Speeds, turns: Sequence[tuple[str, int, Words]]) -> None:
+    for name, answers, heard in turns:
+        found.rates[name][answers].append(heard["comparisons"] / heard["seconds"])
+        found.peaks[name] = heard["peak_bytes"]
 
 
-def _trl(stack: ExitStack, wanted: Wanted, model: Path, data: Preferences, folder: Path) -> Trainer:
-    specification = {
-        "role": "reward",
-        "model": str(model),
-        "dtype": wanted.peer_dtype,
-        "pairs": [pair for group in data.train[9] for pair in group.pairs()],
-        "step_pairs": _STEP_PAIRS,
-    }
-    return stack.enter_context(trainer(TRL, _PEER, specification, folder, peer=True))
-
-
-def _accuracies(
-    wanted: Wanted, model: Path, data: Preferences, folder: Path, with_trl: bool
-) -> Iterator[tuple[str, float]]:
+def _learned(
+    place: Place, names: Sequence[str], say: Callable[[str], None]
+) -> Iterator[tuple[str, Learned]]:
     """Of fresh models after one epoch over the same comparisons, on the same unseen ones."""
-    for name in (OURS, SMALL):
+    for name in names:
+        if name == UNPACKED:  # the same loss as packed
+            continue
+        say(f"{name} learns from every comparison once (half a minute; TRL some minutes)")
         with ExitStack() as stack:
-            child = _starter(stack, model, data, folder)(name, *_VARIANTS[name])
-            yield name, child.ask(do="learn", answers=_LEARNED_ANSWERS)["accuracy"]
-    if with_trl:
-        specification = {
-            "role": "learned",
-            "model": str(model),
-            "dtype": wanted.peer_dtype,
-            "pairs": [p for group in data.train[_LEARNED_ANSWERS] for p in group.pairs()],
-            "heldout": data.document()["heldout"],
-        }
-        with trainer(TRL, _PEER, specification, folder, peer=True) as child:
-            yield TRL, child.ask(do="learn")["accuracy"]
+            child = place.start_learning(stack, name)
+            heard = child.ask(do="learn", answers=_LEARNED_ANSWERS)
+        yield name, Learned(heard["seconds"], heard["right"], heard["pairs"])
+
+
+def _pairs(groups: Sequence[Ranked]) -> list[tuple[list[int], list[int]]]:
+    return [pair for group in groups for pair in group.pairs()]

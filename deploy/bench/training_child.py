@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from core.hyperparameters import RewardModelSettings
+from core.process import keep_freed_memory
 from deploy.bench.training_line import Line, Words
 from deploy.bench.training_maths import read_shape
 from deploy.bench.training_products import products_per_second
@@ -87,7 +88,8 @@ class RewardTrainer:
         }
 
     def learn(self, answers: int) -> Words:
-        """One epoch as the stage trains, and the accuracy on what was held out."""
+        """One epoch as the stage trains, and by prompt what of the held-out is right."""
+        began = time.perf_counter()
         batches = list(self._batches(answers))
         for number, batch in enumerate(batches):
             rate = cosine_rate(
@@ -97,15 +99,16 @@ class RewardTrainer:
                 final_fraction=self.settings.final_learning_rate_fraction,
             )
             self.step(batch, rate=rate)
-        right = pairs = 0.0
+        seconds = time.perf_counter() - began
+        right, pairs = [], []
         with torch.no_grad():
             groups = [ranked.group for ranked in self.heldout]
             for row in scored_rows(self.model, groups, token_budget=self.settings.token_budget):
                 for number, scores in row:
                     ranks = self.heldout[number].rankings[0].ranks
-                    right += count_right(scores, torch.tensor(ranks))
-                    pairs += num_untied_pairs(ranks)
-        return {"accuracy": right / pairs, "pairs": pairs}
+                    right.append(count_right(scores, torch.tensor(ranks)))
+                    pairs.append(num_untied_pairs(ranks))
+        return {"seconds": seconds, "right": right, "pairs": pairs}
 
     def _batches(self, answers: int) -> Iterator[list[RankedGroup]]:
         groups, size = self.groups[answers], self.settings.batch_prompts
@@ -133,6 +136,7 @@ def _add_unpacked(model: RewardModel, batch: Sequence[RankedGroup], *, token_bud
 
 def main(path: str) -> None:
     """Load, say so, and answer requests."""
+    keep_freed_memory()  # as every stage does
     line = Line()
     specification = json.loads(Path(path).read_text())
     torch.set_num_threads(len(os.sched_getaffinity(0)))

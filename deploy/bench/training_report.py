@@ -5,6 +5,7 @@ Knows the aims that the README states, and which figure each is about.
 
 import os
 import platform
+import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from deploy.bench.maths import Spread
+from deploy.bench.maths import Spread, quantile
 from deploy.bench.report import Aim
 
 GIB = 1 << 30
 REWARD_AIMS = {4: 5.0, 9: 16.0}
 SHARE_AIM = 0.6
 POLICY_AIM = 4.0
+_SAMPLES = 2000
 ONE_PROCESS = "each variant is measured in one process"
 
 
@@ -31,8 +33,24 @@ class Variant:
     flops_per_second: dict[int, Spread]
     """Operations that count, by deploy/bench/training_maths.py"""
     peak_bytes: int
-    accuracy: float | None
-    """On unseen comparisons, after one epoch"""
+    learned: "Learned | None"
+    """After one epoch from fresh"""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the unseen comparisons in the right order, where it was asked for."""
+        return None if self.learned is None else sum(self.learned.right) / sum(self.learned.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a fresh model did after it had learned from every comparison once."""
+
+    seconds: float
+    right: list[float]
+    """Unseen comparisons in the right order, by prompt"""
+    pairs: list[int]
+    """Unseen comparisons, by prompt"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +59,12 @@ class RewardReport:
 
     rounds: int
     variants: list[Variant]
-    products_per_second: Spread
+    products_per_second: Spread | None
     """Operations per second of plain products of matrices of the model's shapes"""
     trained_comparisons: int
 
     def ratios(self) -> dict[str, dict[int, float]]:
-        """Our comparisons per second, everything trained, over those of each other variant."""
+        """The first variant's comparisons per second over those of each other one."""
         ours, *others = self.variants
         return {
             other.name: {
@@ -56,8 +74,19 @@ class RewardReport:
             for other in others
         }
 
+    def accuracy_gaps(self) -> dict[str, Spread]:
+        """The first variant's accuracy less each other's, with 95 % intervals over prompts."""
+        ours, *others = self.variants
+        return {
+            other.name: paired_gap(ours.learned, other.learned)
+            for other in others
+            if ours.learned is not None and other.learned is not None
+        }
+
     def product_share(self, variant: Variant) -> dict[int, float]:
         """Operations that count over what the machine does in plain products."""
+        if self.products_per_second is None:
+            return {}
         return {
             k: rate.median / self.products_per_second.median
             for k, rate in variant.flops_per_second.items()
@@ -73,19 +102,26 @@ class RewardReport:
                 for k, ratio in of.items():
                     what = f"comparisons/s over TRL at K = {k}"
                     yield Aim(what, ratio, REWARD_AIMS[k], at_most=False)
-        share = max(self.product_share(self.variants[0]).values())
-        yield Aim("share of the machine's matrix products", share, SHARE_AIM, at_most=False)
+        for name, gap in self.accuracy_gaps().items():
+            if name.startswith("TRL"):
+                what = "unseen accuracy less TRL's, upper end of the interval"
+                yield Aim(what, gap.high, 0.0, at_most=False)
+        for share in sorted(self.product_share(self.variants[0]).values())[-1:]:
+            yield Aim("share of the machine's matrix products", share, SHARE_AIM, at_most=False)
 
     def document(self) -> dict[str, Any]:
         """Everything, for programs."""
+        products = self.products_per_second
         return {
             "machine": machine(),
             "rounds": self.rounds,
             "variants": [
-                asdict(v) | {"product_share": self.product_share(v)} for v in self.variants
+                asdict(v) | {"product_share": self.product_share(v), "accuracy": v.accuracy}
+                for v in self.variants
             ],
             "ratios": self.ratios(),
-            "products_per_second": asdict(self.products_per_second),
+            "accuracy_gaps": {name: asdict(gap) for name, gap in self.accuracy_gaps().items()},
+            "products_per_second": None if products is None else asdict(products),
             "trained_comparisons": self.trained_comparisons,
             "aims": [asdict(aim) | {"met": aim.met} for aim in self.aims()],
             "scaling": None,
@@ -94,12 +130,12 @@ class RewardReport:
 
     def tables(self) -> Group:
         """Everything, for people."""
+        products = self.products_per_second
         table = Table(
             title=f"Reward model: median of {self.rounds} rounds (lowest to highest)",
-            caption=f"plain products of the model's shapes: "
-            f"{self.products_per_second.median / 1e9:.0f} Gflop/s",
+            caption="" if products is None else _products_line(products),
         )
-        for name in ("", "K", "comparisons/s", "ours over it", "of the products", "GiB", "unseen"):
+        for name in ("", "K", "comparisons/s", "ours over it", "of the products", "GiB"):
             table.add_column(name)
         ratios = self.ratios()
         for variant in self.variants:
@@ -113,9 +149,23 @@ class RewardReport:
                     f"{ratio:.2f}",
                     f"{shares[k]:.0%}",
                     f"{variant.peak_bytes / GIB:.1f}",
-                    "" if variant.accuracy is None else f"{variant.accuracy:.3f}",
                 )
-        return Group(table, aims_table(self.aims()))
+        return Group(table, self._learned_table(), aims_table(self.aims()))
+
+    def _learned_table(self) -> Table:
+        table = Table(title=f"Learned from {self.trained_comparisons} comparisons, each once")
+        for name in ("", "seconds", "unseen comparisons right", "ours less it (95 %)"):
+            table.add_column(name)
+        gaps = self.accuracy_gaps()
+        for variant in self.variants:
+            if variant.learned is not None:
+                table.add_row(
+                    variant.name,
+                    f"{variant.learned.seconds:.0f}",
+                    f"{variant.accuracy:.3f}",
+                    spread(gaps[variant.name]) if variant.name in gaps else "",
+                )
+        return table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +186,9 @@ class PolicyReport:
     episodes: int
     updates: list[Update]
     products_per_second: Spread
-    ptx_cost: Spread
-    """Seconds of a policy step with the pretraining term over one without, less 1"""
+    ptx_cost: Spread | None
+    """Seconds of a policy step with the pretraining term over one without, less 1; None without
+    ours"""
     parts: dict[str, float] = field(default_factory=dict)
     """Median seconds of each part of our update"""
 
@@ -174,7 +225,7 @@ class PolicyReport:
             "updates": [asdict(u) | {"product_share": self.product_share(u)} for u in self.updates],
             "ratios": self.ratios(),
             "products_per_second": asdict(self.products_per_second),
-            "ptx_cost": asdict(self.ptx_cost),
+            "ptx_cost": None if self.ptx_cost is None else asdict(self.ptx_cost),
             "parts_seconds": self.parts,
             "aims": [asdict(aim) | {"met": aim.met} for aim in self.aims()],
             "scaling": None,
@@ -183,11 +234,13 @@ class PolicyReport:
 
     def tables(self) -> Group:
         """Everything, for people."""
+        said = [_products_line(self.products_per_second)]
+        if self.ptx_cost is not None:
+            said.append(f"a policy step with ptx takes {self.ptx_cost.median:+.0%}")
+        said += [f"{name} {seconds:.2f} s" for name, seconds in self.parts.items()]
         table = Table(
             title=f"PPO updates of {self.episodes} given answers: median of {self.rounds} rounds",
-            caption=f"plain products: {self.products_per_second.median / 1e9:.0f} Gflop/s; a "
-            f"policy step with ptx takes {self.ptx_cost.median:+.0%}; "
-            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.parts.items()),
+            caption=", ".join(said),
         )
         for name in ("", "episodes/s", "ours over it", "of the products", "GiB"):
             table.add_column(name)
@@ -202,6 +255,26 @@ class PolicyReport:
                 f"{update.peak_bytes / GIB:.1f}",
             )
         return Group(table, aims_table(self.aims()))
+
+
+def paired_gap(ours: Learned, other: Learned) -> Spread:
+    """Accuracy of one less that of another, and the middle 95 % of it over samples of prompts.
+
+    Both were asked about the same comparisons; those of a prompt go together, because they share
+    answers.
+    """
+    triples = list(zip(ours.right, other.right, ours.pairs, strict=True))
+    draw = random.Random(0)
+
+    def gap(of: list[tuple[float, float, int]]) -> float:
+        return sum(a - b for a, b, _ in of) / sum(pairs for _, _, pairs in of)
+
+    drawn = [gap(draw.choices(triples, k=len(triples))) for _ in range(_SAMPLES)]
+    return Spread(gap(triples), quantile(drawn, 0.025), quantile(drawn, 0.975))
+
+
+def _products_line(products: Spread) -> str:
+    return f"plain products of the model's shapes: {products.median / 1e9:.0f} Gflop/s"
 
 
 def spread(of: Spread) -> str:

@@ -47,7 +47,7 @@ def reward(specification: Words, line: Line) -> None:
 
 
 def learned(specification: Words, line: Line) -> None:
-    """One epoch over all pairs with TRL's own rate, then the accuracy on what was held out."""
+    """One epoch over all pairs with TRL's own rate, then what is right, by held-out prompt."""
     torch = _library("torch")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = _classifier(specification["model"], specification["dtype"])
@@ -56,24 +56,25 @@ def learned(specification: Words, line: Line) -> None:
     trainer = _reward_trainer(model, pairs, specification, max_steps=-1, accumulate=1, callbacks=[])
     line.tell({"ready": True})
     line.next()
+    began = time.perf_counter()
     trainer.train()
-    line.tell(_accuracy(torch, model, specification["heldout"]))
+    seconds = time.perf_counter() - began
+    line.tell({"seconds": seconds} | _accuracy(torch, model, specification["heldout"]))
     line.next()
 
 
 def _accuracy(torch: Library, model: Library, heldout: list[Words]) -> Words:
-    right = pairs = 0
+    right, pairs = [], []
     model.train(False)
     with torch.no_grad():
         for group in heldout:
             ids = torch.tensor([group["prompt"] + answer for answer in group["answers"]])
             scores = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0].tolist()
-            for better, rank in zip(scores, group["ranks"], strict=True):
-                for worse, other in zip(scores, group["ranks"], strict=True):
-                    if rank < other:
-                        right += better > worse
-                        pairs += 1
-    return {"accuracy": right / pairs, "pairs": pairs}
+            ranked = list(zip(scores, group["ranks"], strict=True))
+            found = [a > b for a, rank in ranked for b, other in ranked if rank < other]
+            right.append(sum(found))
+            pairs.append(len(found))
+    return {"right": right, "pairs": pairs}
 
 
 def _classifier(model: str, dtype: str) -> Library:

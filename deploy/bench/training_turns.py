@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,25 @@ def trl_missing() -> str | None:
     if (PEERS / ".peers-training.sha256").exists():
         return None
     return "TRL is not installed here (deploy/install.sh peers-training does it): without it"
+
+
+def measured_names(
+    only: Sequence[str], targets: Mapping[str, str], *, trl: str, say: Callable[[str], None]
+) -> list[str]:
+    """The variants to measure, in the order of `targets`, and without TRL where it is missing.
+
+    Raises StartError where nothing is left, or for a name that is none of the targets.
+    """
+    if unknown := [name for name in only if name not in targets]:
+        raise StartError(f"{unknown[0]} is none of {', '.join(targets)}")
+    names = [variant for name, variant in targets.items() if name in only]
+    missing = trl_missing()
+    if missing and trl in names:
+        say(missing)
+        names.remove(trl)
+    if not names:
+        raise StartError("nothing is left to measure")
+    return names
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def demo_environment(
     """Settings of the demonstration: a round only when asked, promotion by the gate alone."""
     ours = {
         "STATE_DIR": str(state),
+        "SECRETS_DIR": str(state / "secrets"),
         "PROFILE": "cpu-small",
         "PROMOTION": "auto",
         "FEEDBACK__HELDOUT_RATERS": json.dumps(["heldout-*"]),

@@ -20,8 +20,15 @@ from deploy.bench.training_maths import (
     read_shape,
     trained_layers,
 )
-from deploy.bench.training_report import PolicyReport, RewardReport, Update, Variant
-from deploy.bench.training_turns import trainer
+from deploy.bench.training_report import (
+    Learned,
+    PolicyReport,
+    RewardReport,
+    Update,
+    Variant,
+    paired_gap,
+)
+from deploy.bench.training_turns import measured_names, trainer
 
 SHAPE = Shape(layers=5, width=6, heads=4, kv_heads=2, head_dim=3, inner=11, vocabulary=13)
 
@@ -105,31 +112,61 @@ def test_pairs_are_all_comparisons_without_ties_the_better_one_first():
 
 
 def test_the_reward_report_compares_with_ours_and_knows_the_aims():
-    def variant(name: str, four: float, nine: float, accuracy: float | None) -> Variant:
+    def variant(name: str, four: float, nine: float, right: list[float] | None) -> Variant:
         return Variant(
             name=name,
             comparisons_per_second={4: spread(four), 9: spread(nine)},
             flops_per_second={4: spread(100.0), 9: spread(650.0)},
             peak_bytes=1 << 30,
-            accuracy=accuracy,
+            learned=None if right is None else Learned(9.0, right, [36, 4]),
         )
 
     report = RewardReport(
         rounds=3,
-        variants=[variant("ours", 12.0, 30.0, 0.75), variant("TRL RewardTrainer", 2.0, 2.0, None)],
+        variants=[
+            variant("ours", 12.0, 30.0, [27, 3]),
+            variant("half", 15.0, 40.0, None),
+            variant("TRL RewardTrainer", 2.0, 2.0, [24, 2]),
+        ],
         products_per_second=spread(1000.0),
         trained_comparisons=360,
     )
-    assert report.ratios() == {"TRL RewardTrainer": {4: 6.0, 9: 15.0}}
+    assert report.ratios() == {"half": {4: 0.8, 9: 0.75}, "TRL RewardTrainer": {4: 6.0, 9: 15.0}}
+    assert report.accuracy_gaps().keys() == {"TRL RewardTrainer"}
     assert [(aim.value, aim.met) for aim in report.aims()] == [
         (6.0, True),
         (15.0, False),
+        (0.25, True),  # on the second prompt alone, one of four
         (0.65, True),
     ]
     document = json.loads(json.dumps(report.document()))
     assert document["variants"][0]["product_share"] == {"4": 0.1, "9": 0.65}
+    assert document["variants"][0]["accuracy"] == 0.75
     assert document["scaling"] is None
     assert document["scaling_reason"]
+    assert report.tables().renderables
+
+
+def test_a_gap_is_over_the_same_prompts_with_an_interval_over_them():
+    one, other = Learned(1.0, [6, 3], [6, 6]), Learned(1.0, [3, 3], [6, 6])
+    assert paired_gap(one, other) == Spread(0.25, 0.0, 0.5)
+    assert paired_gap(one, one) == Spread(0.0, 0.0, 0.0)
+
+
+def test_a_report_of_what_was_learned_alone_has_no_speeds():
+    learned = Learned(3.0, [5.0], [6])
+    variant = Variant(
+        name="ours",
+        comparisons_per_second={},
+        flops_per_second={},
+        peak_bytes=0,
+        learned=learned,
+    )
+    report = RewardReport(
+        rounds=1, variants=[variant], products_per_second=None, trained_comparisons=6
+    )
+    assert report.aims() == []
+    assert report.document()["products_per_second"] is None
     assert report.tables().renderables
 
 
@@ -191,3 +228,22 @@ def test_without_an_environment_for_it_trl_is_left_out(tmp_path, monkeypatch):
     assert "install.sh peers-training" in str(training_turns.trl_missing())
     (tmp_path / ".peers-training.sha256").write_text("")
     assert training_turns.trl_missing() is None
+
+
+def test_what_is_measured_is_what_was_named_and_is_there(tmp_path, monkeypatch):
+    targets = {"ours": "instructloop", "trl": "TRL"}
+    said: list[str] = []
+
+    def names(*only: str) -> list[str]:
+        return measured_names(only, targets, trl="TRL", say=said.append)
+
+    (tmp_path / ".peers-training.sha256").write_text("")
+    monkeypatch.setattr(training_turns, "PEERS", tmp_path)
+    assert names("trl", "ours") == ["instructloop", "TRL"]
+    monkeypatch.setattr(training_turns, "PEERS", tmp_path / "missing")
+    assert names("ours", "trl") == ["instructloop"]
+    assert "not installed" in said[-1]
+    with pytest.raises(StartError, match="nothing is left"):
+        names("trl")
+    with pytest.raises(StartError, match="theirs is none of ours, trl"):
+        names("theirs")

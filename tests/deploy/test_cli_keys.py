@@ -6,7 +6,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from core.auth import list_keys, revoke_key
+from core.auth import digest_of, list_keys, revoke_key
 from core.records import KeyLimits
 from core.redis_client import connect
 from deploy.cli_keys import app, limits_of
@@ -80,3 +80,16 @@ def test_the_list_tells_valid_expired_and_revoked_apart(url):
     lines = call("list", url=url).output.splitlines()
     for name, state in (("good", "valid"), ("brief", "expired"), ("gone", "revoked")):
         assert state in next(line for line in lines if name in line)
+
+
+def test_a_key_is_given_a_new_secret_that_is_shown_once(url):
+    made = call("create", "--name", "ida", "--scope", "label", url=url)
+    (key,) = stored(url)
+    rotated = call("rotate", key.id, "--grace", "7d", url=url)
+    assert rotated.exit_code == 0, rotated.output
+    (after,) = stored(url)
+    secret = rotated.stdout.strip().splitlines()[-1]
+    assert (after.digest, after.previous_digest) == (digest_of(secret), key.digest)
+    assert secret not in made.output
+    assert 7 * 86_400 - 60 < after.previous_until - time.time() < 7 * 86_400
+    assert call("rotate", key.id, "--grace", "soon", url=url).exit_code == 2

@@ -15,6 +15,7 @@ IDLE = {
     "current": None,
     "new_comparisons": 27,
     "last_round": 1_000_000.0,
+    "no_room": None,
 }
 
 
@@ -24,6 +25,7 @@ IDLE = {
         ({"paused": True}, "none while paused"),
         ({"worker": False}, "none without a worker"),
         ({"current": {"id": "r1"}}, "after the one that runs"),
+        ({"no_room": "9 MiB are free"}, "when there is room: 9 MiB are free"),
         ({}, "at 300 new comparisons (now 27), or 1970-01-12 14:46 UTC"),
     ],
 )

@@ -27,6 +27,8 @@ from tests.feedback.factory import EmailFilter, api_key, entry, put
 from tests.feedback.test_labeling import task
 from tests.feedback.test_snapshot import World
 
+pytestmark = pytest.mark.thorough
+
 CANARY = "canaryxylophone"
 KILLS = 16
 

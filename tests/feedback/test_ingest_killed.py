@@ -21,6 +21,8 @@ from tests.feedback.factory import EmailFilter, api_key, completion_id, entry, p
 from tests.feedback.ingest_child import ingest_and_die, ingest_forever
 from tests.feedback.test_labeling import task
 
+pytestmark = pytest.mark.thorough
+
 CAP = 3
 POINTS = 40
 

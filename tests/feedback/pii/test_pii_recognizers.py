@@ -8,6 +8,8 @@ from feedback.pii.rules import PLACEHOLDER, Span
 from feedback.pii.worker import PiiFailed, PiiWorker
 from tests.feedback.pii import own_recognizers
 
+pytestmark = pytest.mark.thorough
+
 HERE = "tests.feedback.pii.own_recognizers"
 TEXT = "Badge BDG4711 of ann@mail.example.org is in ward nine, BDG4711 again, BDG4712 too"
 CLEAR = (

@@ -14,6 +14,8 @@ from feedback.pii import worker as worker_module
 from feedback.pii.record import filter_record
 from feedback.pii.worker import PiiFailed, PiiWorker
 
+pytestmark = pytest.mark.thorough
+
 SECRET = "canary-hunter2 ann@mail.example.org"
 ROOT = Path(worker_module.__file__).resolve().parents[2]
 
