@@ -17,7 +17,7 @@ from typing import Any
 from core import keys, registry
 from core.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unavailable, Unprocessable
 from core.records import ApiKey, KeyLimits, Scope
-from core.redis_client import Redis, promise, redis_errors, script
+from core.redis_client import Redis, held, promise, redis_errors, script
 
 REFRESH_SECONDS = 1.0
 _FRESH_SECONDS = 3 * REFRESH_SECONDS
@@ -77,6 +77,8 @@ async def revoke_key(redis: Redis, key_id: str, *, who: str = "") -> ApiKey:
             raise NotFound(f"no key {key_id}: `instructloop keys list` shows them")
         key = ApiKey.model_validate_json(raw)
         if key.revoked_at is not None:
+            with redis_errors():
+                await held(redis)  # the first time it may have failed to reach the replicas
             return key
         key = key.model_copy(update={"revoked_at": time.time()})
         with redis_errors():
@@ -85,12 +87,13 @@ async def revoke_key(redis: Redis, key_id: str, *, who: str = "") -> ApiKey:
 
 
 async def rotate_key(
-    redis: Redis, key_id: str, *, grace_seconds: float, who: str = ""
+    redis: Redis, key_id: str, *, grace_seconds: float, again: bool = False, who: str = ""
 ) -> tuple[ApiKey, str]:
     """Give a key a new secret, which is returned; the old one is good for the grace.
 
-    What it may do, its limits and whose word it is stay. Raises NotFound, Conflict for a key that
-    was revoked, Unavailable.
+    What it may do, its limits and whose word it is stay. Within the grace of a rotation the next
+    one has to be `again`: it replaces the secret of that one, which nobody may have seen, and the
+    one before stays good. Raises NotFound, Conflict, Unavailable.
     """
     secret = _new_secret()
     while True:
@@ -100,9 +103,15 @@ async def rotate_key(
         key = ApiKey.model_validate_json(raw)
         if key.revoked_at is not None:
             raise Conflict(f"key {key_id} was revoked: make another with `keys create`")
+        within = _previous_is_good(key)
+        if within and not again:
+            raise Conflict(
+                f"key {key_id} was rotated, and its secret before that is still good: wait until "
+                "that is over, or replace the new secret alone with --again"
+            )
         update = {
             "digest": digest_of(secret),
-            "previous_digest": key.digest,
+            "previous_digest": key.previous_digest if within else key.digest,
             "previous_until": time.time() + grace_seconds,
         }
         key = key.model_copy(update=update)
@@ -146,6 +155,10 @@ def require(key: ApiKey, scope: Scope) -> None:
             f"this needs a key with the scope `{scope}`; key {key.id} has "
             f"{', '.join(key.scopes)}: see `instructloop keys create --scope {scope}`"
         )
+
+
+def _previous_is_good(key: ApiKey) -> bool:
+    return key.previous_until is not None and key.previous_until > time.time()
 
 
 def _valid(key: ApiKey | None) -> ApiKey:
@@ -208,7 +221,7 @@ class KeyCache:
         if not self.loaded:
             raise Unavailable(_NOT_READ)
         key = _valid(self._by_digest.get(digest))
-        if key.digest != digest and key.previous_until <= time.time():
+        if key.digest != digest and not _previous_is_good(key):
             raise Unauthenticated(
                 f"API key {key.id} has a new secret, and the time of this one is over",
                 code="invalid_api_key",

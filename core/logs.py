@@ -16,7 +16,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,10 +118,11 @@ def _catch_what_nobody_caught() -> None:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Never writes down what it could not format."""
+    """Never writes down what it could not format, and stops nobody where it cannot write."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        self.stream.write(line(logging.ERROR, f"a line of {record.name} was lost") + "\n")
+        with suppress(OSError, ValueError):  # the disk is full, or the stream closed
+            self.stream.write(line(logging.ERROR, f"a line of {record.name} was lost") + "\n")
 
 
 class Lines(JsonFormatter):

@@ -56,7 +56,7 @@ class ApiKey(Record):
     revoked_at: float | None = None
     previous_digest: str | None = None
     """Of the secret before the last rotation, good until `previous_until`."""
-    previous_until: float = 0.0
+    previous_until: float | None = None
     trains: bool = True
     """Whether what is said through this key may train a policy."""
     limits: KeyLimits | None = None

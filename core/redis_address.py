@@ -131,7 +131,10 @@ def _login(netloc: str) -> tuple[str | None, str | None]:
 def _host(text: str) -> tuple[str, int]:
     match = _HOST.fullmatch(text)
     if match is None:
-        raise StartError(f"{text!r} is no HOST:PORT of a Sentinel: {_FORM}")
+        raise StartError(
+            "the URL of Redis has a Sentinel that is no HOST:PORT (a password with one of / ? # @ "
+            f"has to be percent-encoded): {_FORM}"
+        )
     return match["six"] or match["name"], int(match["port"] or _SENTINEL_PORT)
 
 

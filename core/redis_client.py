@@ -35,6 +35,7 @@ __all__ = [
     "check_redis",
     "connect",
     "held",
+    "info_of",
     "limits_url",
     "local_redis_url",
     "promise",
@@ -196,16 +197,27 @@ async def check_redis(client: Redis) -> list[str]:
     """
     try:
         await client.ping()
-        if (await client.info("cluster")).get("cluster_enabled"):
+        if (await info_of(client, "cluster")).get("cluster_enabled"):
             raise StartError(NO_CLUSTER)
-        await client.setnx(keys.schema(), schema.SCHEMA)
-        known = (await client.get(keys.schema())).decode()
+        known = await client.get(keys.schema())
+        if known is None:
+            await client.setnx(keys.schema(), schema.SCHEMA)
+            known = await client.get(keys.schema())
     except redis.RedisError as error:
         raise StartError(
             f"Redis does not answer ({error}): start it, or correct INSTRUCTLOOP_REDIS_URL"
         ) from None
-    schema.check(known, "this Redis")
+    schema.check(known.decode(), "this Redis")
     return await _durability_warnings(client) + await _replica_warnings(client)
+
+
+async def info_of(client: Redis, section: str) -> dict[str, Any]:
+    """What a Redis says of itself; nothing where our user may not ask."""
+    try:
+        said: dict[str, Any] = await client.info(section)
+    except redis.NoPermissionError:
+        return {}
+    return said
 
 
 async def _durability_warnings(client: Redis) -> list[str]:
@@ -228,7 +240,7 @@ async def _replica_warnings(client: Redis) -> list[str]:
         return [f"a failover may lose what was just said: {_WAIT} is to be the number of replicas"]
     if not wanted:
         return []
-    found = int((await client.info("replication")).get("connected_slaves", 0))
+    found = int((await info_of(client, "replication")).get("connected_slaves", 0))
     return [f"{found} replicas are there, {_WAIT} wants {wanted}"] if found < wanted else []
 
 
@@ -236,7 +248,7 @@ async def spare_replicas(client: Redis) -> str | None:
     """A word of advice where a replica could be promoted that need not have what we promised."""
     wanted = wait_of(client).replicas
     with redis_errors():
-        found = int((await client.info("replication")).get("connected_slaves", 0))
+        found = int((await info_of(client, "replication")).get("connected_slaves", 0))
     if not 0 < wanted < found:
         return None
     return (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from core import metrics
-from core.settings import RoomSettings
+from core.setting_groups import RoomSettings
 
 What = Literal["learning", "logging", "feedback"]
 KINDS: tuple[What, ...] = ("learning", "logging", "feedback")

@@ -7,6 +7,7 @@ one after a downgrade: it refuses, because it would misread or spoil them.
 """
 
 import os
+import secrets
 from pathlib import Path
 
 from core.errors import StartError
@@ -48,7 +49,7 @@ def check(said: str, where: str) -> None:
 
 def _mark(path: Path) -> None:
     """Durably, so that no later release meets a folder of this one without it."""
-    beside = path.with_name(f".{FILE}-{os.getpid()}")
+    beside = path.with_name(f".{FILE}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with beside.open("w") as file:

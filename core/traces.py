@@ -10,7 +10,9 @@ import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Literal, Protocol, Self
+from urllib.parse import urlsplit
 
+from core.errors import StartError
 from core.settings import Settings
 
 Kind = Literal["internal", "server", "client"]
@@ -103,7 +105,20 @@ _tracer: Tracer | None = None
 
 
 def traces_url(settings: Settings, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Where spans go: as the setting or OpenTelemetry's own variables say; None for nowhere."""
+    """Where spans go: as the setting or OpenTelemetry's own variables say; None for nowhere.
+
+    Raises StartError for a URL with a password: vLLM has it on its command line.
+    """
+    url = _traces_url(settings, environment)
+    if url is not None and "@" in urlsplit(url).netloc:
+        raise StartError(
+            "the endpoint of traces has a password in its URL, which others could read: put it "
+            "into OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    return url
+
+
+def _traces_url(settings: Settings, environment: Mapping[str, str]) -> str | None:
     if settings.otel_endpoint:
         return f"{settings.otel_endpoint.rstrip('/').removesuffix('/v1/traces')}/v1/traces"
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":

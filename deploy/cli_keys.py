@@ -100,6 +100,9 @@ def revoke(key_id: str, state_dir: StateDir = None, redis_url: RedisUrl = None) 
 def rotate(
     key_id: str,
     grace: Annotated[str, typer.Option(help="How long the old secret stays good.")] = "24h",
+    again: Annotated[
+        bool, typer.Option("--again", help="Replace the secret of a rotation that is not over.")
+    ] = False,
     state_dir: StateDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -109,8 +112,8 @@ def rotate(
     """
     seconds = _seconds(grace, option="--grace")
     settings = settings_from(state_dir, redis_url)
-    key, secret = asyncio.run(_rotate(settings, key_id, seconds))
-    until = datetime.fromtimestamp(key.previous_until, UTC)
+    key, secret = asyncio.run(_rotate(settings, key_id, seconds, again))
+    until = datetime.fromtimestamp(key.previous_until or 0.0, UTC)
     said = f"key {key.id} of {key.name}; the old secret is good until {until:%Y-%m-%d %H:%M} UTC:"
     Console(stderr=True).print(said)
     print(secret)
@@ -192,10 +195,12 @@ async def _revoke(settings: Settings, key_id: str) -> None:
             await revoke_key(redis, key_id, who=caller())
 
 
-async def _rotate(settings: Settings, key_id: str, seconds: float) -> tuple[ApiKey, str]:
+async def _rotate(
+    settings: Settings, key_id: str, seconds: float, again: bool
+) -> tuple[ApiKey, str]:
     async with connect(redis_url(settings)) as redis:
         with redis_errors():
-            return await rotate_key(redis, key_id, grace_seconds=seconds, who=caller())
+            return await rotate_key(redis, key_id, grace_seconds=seconds, again=again, who=caller())
 
 
 async def _rotate_signing(settings: Settings) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from core import keys, metrics
 from core.records import Completion
 from core.redis_client import Redis, redis_errors, script
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import archive_files
 from feedback.archive import known_tokens
 from feedback.archive_manifest import (

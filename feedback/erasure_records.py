@@ -13,7 +13,7 @@ from core import keys
 from core.keyring import Keyring, SealBroken
 from core.records import Completion
 from core.redis_client import Redis, script
-from core.settings import LogSettings
+from core.setting_groups import LogSettings
 from feedback import store
 from feedback.archive_files import Rest
 from feedback.archive_manifest import Told

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Protocol
 
 from core.records import Answer, Feedback, LabelingTask
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback.entries import IMPORT_KEY_ID
 
 EXTREME = "always the same extreme rating"

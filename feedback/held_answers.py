@@ -14,7 +14,7 @@ from core import keys, registry
 from core.errors import Conflict
 from core.records import Answer, LabelingTask
 from core.redis_client import Redis, redis_errors
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import labeling
 from feedback.firewall import suspect_answers
 

@@ -17,7 +17,7 @@ from core import keys, registry
 from core.errors import NotFound
 from core.records import Completion, Feedback
 from core.redis_client import Redis, redis_errors
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import store
 from feedback.firewall import suspects
 from feedback.held_answers import REJECTED, HeldAnswer, decide_answers, held_answers

@@ -20,7 +20,8 @@ from core import keys, metrics
 from core.keyring import Keyring, SealBroken
 from core.records import Completion
 from core.redis_client import Redis, redis_errors, script
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import quarantine
 from feedback.entries import Entry, bare_record, entry_texts, user_hash, with_clear_texts
 from feedback.erasure import erased_until

@@ -12,7 +12,7 @@ from core.errors import Unprocessable
 from core.ids import CompletionToken, read_id, token_of
 from core.keyring import Keyring
 from core.records import ApiKey, Feedback, FeedbackKind, Output
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback.schemas import (
     MAX_OUTPUTS,
     DemonstrationRequest,

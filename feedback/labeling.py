@@ -15,7 +15,7 @@ from core.errors import Conflict, NotFound, Unprocessable
 from core.records import Answer, LabelingTask
 from core.redis_client import Redis, held, promise, redis_errors, script
 from core.registry import milliseconds
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback.labeling_rules import (
     DONE,
     Mode,

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from core.records import ApiKey, Completion, LabelingOutput, LabelingTask
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback.intake import is_named_heldout
 from feedback.split import share_of
 from feedback.texts import Messages, plain_messages

@@ -16,7 +16,7 @@ from core.auth import list_keys
 from core.keyring import Keyring
 from core.records import Answer, Completion, Feedback, LabelingTask
 from core.redis_client import Redis, redis_errors
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import labeling, store
 from feedback.agreement import (
     Share,

@@ -16,7 +16,8 @@ from core.keyring import Keyring
 from core.records import LabelingTask
 from core.redis_client import Redis, redis_errors
 from core.registry import timestamp
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import store
 from feedback.archive import prompts_since
 from feedback.dataset import Gathered, Manifest, assemble

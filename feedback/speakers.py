@@ -8,7 +8,7 @@ Pure; dataset.py and firewall.py ask before they look at raters.
 from collections.abc import Iterable, Mapping
 
 from core.records import Completion, Feedback
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback.split import share_of
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from typing import Any, Literal
 
 from core.records import Split
-from core.settings import LogSettings
+from core.setting_groups import LogSettings
 from feedback.texts import Messages, texts_of
 
 MIN_RATERS_TO_HOLD_OUT = 5

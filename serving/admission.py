@@ -17,7 +17,7 @@ from core import keys, metrics
 from core.errors import RateLimited
 from core.keyring import Keyring
 from core.records import ApiKey, KeyLimits
-from core.settings import LimitSettings
+from core.setting_groups import LimitSettings
 from serving.limits import Bucket, Kind, Places, Standing, headers_of, whole_seconds
 
 MOST_METERS = 20_000

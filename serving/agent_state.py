@@ -2,10 +2,10 @@
 
 import asyncio
 import secrets
-import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import gethostname
 from typing import Literal
 
 from core.engine.address import Address, read_listen
@@ -65,6 +65,8 @@ class Agent:
     """Other replicas of whom nothing was heard at the last look."""
     control_token: str = field(default_factory=secrets.token_urlsafe)
     """Opens the engine's control routes; nobody else has to know it."""
+    machine: str = field(default_factory=gethostname)
+    """As it was called at the start: a name that changes makes no other agent of it."""
     word: str = field(default_factory=lambda: secrets.token_hex(8))
     """What tells this agent from those before it."""
 
@@ -79,12 +81,12 @@ class Agent:
         """Where gateways reach the engine."""
         if self.listen is None:
             return f"unix:{self.socket}"
-        return self.settings.engine.advertise or self.listen.url(socket.gethostname())
+        return self.settings.engine.advertise or self.listen.url(self.machine)
 
     @property
     def place(self) -> str:
         """Of this agent: who starts there next is its successor."""
-        return f"{socket.gethostname()} {self.url}"
+        return f"{self.machine} {self.url}"
 
     @property
     def holder(self) -> str:

@@ -95,10 +95,15 @@ class Inbox:
         """How much waits for Redis in files."""
         return sum(s.unread_bytes for s in (*self._orphans, self._spool))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what comes now is dropped, because the disk that Redis shares is full."""
+        return self._one_disk and self._full
+
     def append(self, entry: dict[str, Any]) -> asyncio.Future[None]:
         """Seal an entry and queue it; the future is done once it is durable, or was dropped."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._one_disk and self._full:
+        if self.is_full:
             metrics.LOGS_DROPPED.labels("disk_full").inc()
             durable.set_result(None)
             return durable

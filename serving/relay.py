@@ -20,7 +20,7 @@ from core import metrics, traces
 from core.errors import EngineError, Unavailable
 from core.keyring import Keyring
 from core.records import ApiKey
-from core.settings import GatewaySettings
+from core.setting_groups import GatewaySettings
 from feedback.entries import user_hash
 from serving import routing, sse
 from serving.admission import Admission, Grant
@@ -306,6 +306,8 @@ class Reply:
             headers.append((b"x-feedback-off", str(engine.feedback_off).encode()))
         elif self.asked.prompt is None:
             headers.append((b"x-feedback-off", b"the prompt is not one text"))
+        elif self.asked.stored and self.services.inbox.is_full:
+            headers.append((b"x-feedback-off", b"the disk is full: it is not logged"))
         return headers + self.grant.headers()
 
     async def _durable(self) -> None:

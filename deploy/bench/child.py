@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from core.settings import GatewaySettings, LimitSettings, Settings
+from core.setting_groups import GatewaySettings, LimitSettings
+from core.settings import Settings
 from deploy.bench.engine import run_instant_engine
 from serving.server import serve
 

@@ -20,7 +20,8 @@ from core.ids import new_token
 from core.keyring import Keyring
 from core.records import Choice, Completion
 from core.redis_client import Redis, connect, local_redis_url, redis_errors, script
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from deploy.redis_server import start_redis
 from feedback.archive_manifest import read_manifest
 from feedback.compaction import compact

@@ -22,7 +22,8 @@ import httpx
 from core.auth import create_key
 from core.errors import StartError
 from core.redis_client import connect, redis_url
-from core.settings import PREFIX, LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import PREFIX, Settings
 from deploy.simulate.judges import Judge
 from deploy.simulate.raters import rater_names
 

@@ -49,7 +49,10 @@ COLUMNS = (
 )
 """Measures in the order of the table, and how a figure is written."""
 EXPLAINED = {
-    WIN["heldout"]: "against SFT, by raters of another taste whose word trained and chose nothing",
+    WIN[
+        "heldout"
+    ]: "against SFT, by raters with the same main taste and a leaning that nobody trained "
+    "on, whose word trained and chose nothing",
     WIN["training"]: "against SFT, by the raters whose rankings trained the reward model",
     "truthfulness": "questions with popular wrong answers, multiple choice, right",
     "tasks": "bundled tasks of our own, right",
@@ -148,6 +151,10 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         )
     if len(report["seeds"]) == 1:
         said.append("One seed: the intervals cover prompts, not the luck of a training.")
+    said.append(
+        "Demonstrations are the base's own best answers, and the default base is already tuned to "
+        "follow instructions: rows against the base are not the paper's comparison."
+    )
     weak = [
         f"{value:.2f} (seed {seed})"
         for seed, value in zip(
@@ -191,7 +198,10 @@ def markdown(report: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         "## Claims of the paper",
         _claims(report["claims"]),
         "A difference is called higher or lower only where its interval leaves zero (of win rates: "
-        "one half) out and all seeds agree. Of twenty such intervals one errs by chance.",
+        "one half) out and all seeds agree. Intervals cover prompts and items, not the luck of a "
+        "training, which a few seeds cannot measure; of 17 claims about one would stand out by "
+        "chance even if nothing were there. Users of one family share templates and topics, which "
+        "the intervals do not know: for prompts of other kinds they are too narrow.",
         "## Controls",
         _controls(report),
         "## Reward model",
@@ -249,7 +259,8 @@ def _controls(report: Mapping[str, Any]) -> str:
             f"{one['n']}/{one['units']} | {fine} |"
         )
     said = [
-        f"The service's gate says of {SHOWN_AS[name]} over its start: "
+        "The gate's rules on votes, KL, forgetting, length and broken text (not suites, abuse or "
+        f"over-optimisation) say of {SHOWN_AS[name]} over its start: "
         + ", ".join(verdict["verdict"].replace("_", " ") for verdict in report["gate"][name])
         + "."
         for name in PPO

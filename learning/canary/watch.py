@@ -19,7 +19,8 @@ from core import keys, metrics
 from core.canary import Canary, Cohort, Ending
 from core.errors import Conflict
 from core.redis_client import Redis, redis_errors, script
-from core.settings import CanarySettings, Settings
+from core.setting_groups import CanarySettings
+from core.settings import Settings
 from feedback import store
 from learning.canary import sequential
 from learning.canary.presence import presence

@@ -82,10 +82,18 @@ def forget_later(folder: Path, iteration: int) -> None:
 
 
 def best_checkpoint(
-    setup: Setup, run: PolicyRun, engine: LearnerEngine | None, folder: Path
+    setup: Setup,
+    run: PolicyRun,
+    engine: LearnerEngine | None,
+    folder: Path,
+    *,
+    leave_if_asked: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """Look back from the last weights; nothing is measured where there is no choice."""
-    kept = kept_iterations(folder)
+    """Look back from the last weights; nothing is measured where there is no choice.
+
+    `leave_if_asked` is called before each measurement.
+    """
+    kept = told_by_first(lambda: kept_iterations(folder))
     if not kept or not setup.validation:
         return Choice(1.0, kept[-1] if kept else run.iteration)
     last = whole_policy(run)
@@ -97,6 +105,7 @@ def best_checkpoint(
 
     def measured(back: float) -> Measured:
         if back not in found:
+            leave_if_asked()
             at = _folder_at(places, back, between=folder / _BETWEEN)
             found[back] = measure(setup, run, engine, at, f"{back:g}")
         return found[back]
@@ -110,7 +119,7 @@ def best_checkpoint(
     best = nearest_within(keeps_limit, furthest=len(places) - 1)
     for earlier in range(math.floor(best) + 1, len(places)):
         both = measured(earlier).objectives, measured(best).objectives
-        if not told_by_first(partial(is_better, *both)):
+        if not (told_by_first(partial(is_better, *both)) and keeps_limit(earlier)):
             break
         best = float(earlier)
     number = kept[-max(math.floor(best), 1)]
@@ -120,7 +129,7 @@ def best_checkpoint(
 def nearest_within(keeps_limit: Callable[[float], bool], *, furthest: int) -> float:
     """The least way back at which a limit is kept, to a quarter of the step on which that begins.
 
-    Where it is nowhere kept, the furthest: what is released then is for the gate to refuse.
+    Where it is nowhere kept, the furthest: then the gate's own limit, which is wider, decides.
     """
     inside = next((float(at) for at in range(furthest + 1) if keeps_limit(float(at))), None)
     if inside is None or inside == 0.0:

@@ -3,14 +3,16 @@
     python -m learning.policy.train RUN/policy
 
 Each iteration samples answers with the learner's engine, scores them, updates the value model and
-then the policy, whose new weights go into the engine. The result is a bf16 model folder with the
-averaged weights. One process or many work at it; the first has the engine and writes. This file
-says what comes after what, and when a run stops; all arithmetic is in the modules it imports.
+then the policy, whose new weights go into the engine. The result is a bf16 model folder with
+weights between the last ones and their average. One process or many work at it; the first has the
+engine and writes. This file says what comes after what, and when a run stops; all arithmetic is in
+the modules it imports.
 """
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -105,7 +107,13 @@ def _train(stage: Stage) -> dict[str, Any]:
         while run.iteration < setup.settings.iterations and run.stopped is None:
             _iterate(stage, setup, run, engine)
         began = monotonic()
-        choice = best_checkpoint(setup, run, engine, _kept(stage))
+        choice = best_checkpoint(
+            setup,
+            run,
+            engine,
+            _kept(stage),
+            leave_if_asked=partial(leave_if_asked, stage, run),
+        )
         seconds = {"seconds_validation": round(monotonic() - began, 2)}
     take_back(run, _kept(stage), choice)
     changed = export(run, stage.partial / "model", parent=parent)
@@ -192,7 +200,7 @@ def _show_samples(stage: Stage, setup: Setup, run: PolicyRun, experience: Experi
 def _check_kl(run: PolicyRun, settings: PolicySettings) -> None:
     """Stop before the next update once the policy is too far from the anchor.
 
-    The weight average, which is what will be released, lags behind and is nearer.
+    What will be released is chosen nearer to it: learning/policy/checkpoints.py.
     """
     reached = run.figures["kl_per_token"]
     if reached > settings.stop_kl_per_token:
@@ -315,7 +323,7 @@ def _record(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) 
     if run.step_figures and settings.checkpoints_kept > 1:
         keep_average(run, _kept(stage), most=settings.checkpoints_kept)
     last = run.iteration == settings.iterations or run.stopped is not None
-    if not last and run.iteration % settings.checkpoint_every == 0:
+    if last or run.iteration % settings.checkpoint_every == 0:
         save_checkpoint(run, stage.checkpoint)
     message = run.stopped or f"iteration {run.iteration} of {settings.iterations}"
     shown = {name: figures[name] for name in _SHOWN if name in figures}

@@ -231,7 +231,7 @@ def _algorithm(learning: LearningSettings, stage: Path) -> dict[str, Any]:
     return used | {
         "reward_model": learning.reward_model.model_dump(mode="json"),
         "policy": learning.policy.model_dump(mode="json"),
-        "released_weights": "exponential moving average of the training run",
+        "released_weights": "between the last of the run and their averages: `checkpoint_back`",
     }
 
 

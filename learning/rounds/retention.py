@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.records import Card, Run
-from core.settings import RetentionSettings
+from core.setting_groups import RetentionSettings
 from learning.rounds.stage_inputs import FIRST, Sources
 
 BUILT_ON = ("reward_model", "policy")

@@ -102,6 +102,12 @@ def packed_attention(
     """
     if isinstance(attention_mask, BlockMask):
         return _by_blocks(query, key, value, attention_mask, scaling), None
+    is_left_out = attention_mask is not None and attention_mask.shape[-1] < key.shape[2]
+    if spans is None and is_left_out:
+        raise TypeError(
+            f"{type(module).__name__} does not hand on where groups are: load it with "
+            "attn_implementation='sdpa'"
+        )
     if spans is None or not spans.are_short or query.device.type != "cpu":
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options

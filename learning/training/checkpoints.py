@@ -6,6 +6,7 @@ what belongs to it. Knows neither losses nor what the notes mean.
 """
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -21,6 +22,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from learning.training.distributed import is_first, num_processes, told_by_first, wait
 from learning.training.optimizer import MasterAdamW
+
+log = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -62,11 +65,22 @@ def save_checkpoint(
 
 
 def read_notes(at: Path) -> dict[str, Any] | None:
-    """What the last checkpoint says of itself; None where there is none."""
+    """What the last checkpoint says of itself; None where there is none that we can read."""
+    says = told_by_first(lambda: _read(at))
+    return None if says is None else dict(says["notes"])
+
+
+def _read(at: Path) -> dict[str, Any] | None:
     if not at.exists():
         return None
-    notes: dict[str, Any] = json.loads(at.read_text())["notes"]
-    return notes
+    try:
+        says = json.loads(at.read_text())
+    except ValueError:
+        says = None
+    if not isinstance(says, dict) or not isinstance(says.get("more"), list):
+        log.warning("the checkpoint is another release's: the stage begins anew")
+        return None
+    return says
 
 
 def load_checkpoint(
@@ -76,7 +90,7 @@ def load_checkpoint(
 
     Returns its `tensors`, in parts as the parameters are, and `whole` ones, on the CPU.
     """
-    says = json.loads(at.read_text())
+    says = told_by_first(lambda: _read(at)) or {}
     states = [optimizer.state_dict() for optimizer in optimizers]
     loaded: dict[str, Tensor] = {
         f"whole.{name}": torch.empty(shape, dtype=getattr(torch, kind))

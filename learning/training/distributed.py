@@ -67,7 +67,8 @@ def processes() -> Iterator[None]:
     on_gpu = device().type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # cores are shared with the others
+    if "OMP_NUM_THREADS" in os.environ:  # cores are shared with the others
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     group.init_process_group(backend, timeout=_PATIENCE)
     try:

@@ -126,7 +126,7 @@ class Draw(LogitsProcessor):
     def __init__(self, seeds: Sequence[int], max_tokens: int, temperature: float) -> None:
         self.temperature = temperature
         self.logprobs: list[Tensor] = []
-        """(rows,) fp32 for each token so far; 0 behind the end of an answer"""
+        """(rows,) fp32 for each token so far; behind the end of an answer none counts"""
         self._numbers = torch.stack(  # (rows, max_tokens), uniform
             [_uniform(seed, max_tokens) for seed in seeds]
         )

@@ -15,7 +15,7 @@ from core.redis_address import (
     tls_options_of,
     with_settings,
 )
-from core.redis_client import connect, redis_errors, redis_url
+from core.redis_client import connect, info_of, redis_errors, redis_url
 from core.redis_connection import sentinel_options
 from core.settings import Settings
 
@@ -102,7 +102,7 @@ async def check_broker(url: str) -> None:
     async with connect(url) as client:
         try:
             with redis_errors():
-                answer = await client.info("cluster")
+                answer = await info_of(client, "cluster")
         except Unavailable:
             return
     if int(answer.get("cluster_enabled", 0)):

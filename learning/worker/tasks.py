@@ -231,13 +231,13 @@ def run_beat(settings: Settings) -> None:
 
 
 def _configure(settings: Settings, process: str) -> None:
+    logs.set_up(process, level=settings.log_level, form=settings.log_format)
     refuse_foreign_data(settings)
     _settings[:] = [settings]
     _pii.use(Plan(recognizers=settings.log.pii_recognizers))
     app.conf.update(configuration(settings))
     asyncio.run(check_broker(broker_address(settings)))
     setup_logging.connect(_keep_our_logging, weak=False)
-    logs.set_up(process, level=settings.log_level, form=settings.log_format)
     traces.set_up(process, settings)
     metrics.show(settings.metrics_port, host=settings.metrics_host)
     log.info("%s starts", process)

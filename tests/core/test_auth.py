@@ -142,6 +142,11 @@ async def test_keys_are_listed_oldest_first_revoked_ones_too(redis):
     assert [key.revoked_at is not None for key in listed] == [False, True, False]
 
 
+async def test_a_key_that_was_never_rotated_reads_as_in_the_release_before(redis):
+    key, _ = await make(redis, "complete")
+    assert b"previous" not in await redis.hget(keys.api_keys(), key.id)
+
+
 # --- rotation -------------------------------------------------------------------------------
 
 
@@ -160,17 +165,19 @@ async def test_both_secrets_of_a_rotated_key_are_good_until_the_grace_is_over(re
     assert (await registry.history(redis))[-1]["action"] == "key rotated"
 
 
-async def test_a_second_rotation_ends_the_first_secret_and_a_revocation_ends_all(redis):
-    key, first = await make(redis, "complete")
-    _, second = await auth.rotate_key(redis, key.id, grace_seconds=60.0)
-    _, third = await auth.rotate_key(redis, key.id, grace_seconds=60.0)
+async def test_a_rotation_that_nobody_saw_is_repeated_without_harm_and_a_revocation_ends_all(redis):
+    key, used = await make(redis, "complete")
+    _, unseen = await auth.rotate_key(redis, key.id, grace_seconds=60.0)
+    with pytest.raises(Conflict, match="still good"):
+        await auth.rotate_key(redis, key.id, grace_seconds=60.0)
+    _, seen = await auth.rotate_key(redis, key.id, grace_seconds=60.0, again=True)
     cache = auth.KeyCache(redis)
     await cache.refresh()
-    assert [is_refused(cache, secret) for secret in (first, second, third)] == [True, False, False]
+    assert [is_refused(cache, secret) for secret in (used, unseen, seen)] == [False, True, False]
     await auth.revoke_key(redis, key.id)
     await cache.refresh()
-    assert is_refused(cache, second)
-    assert is_refused(cache, third)
+    assert is_refused(cache, used)
+    assert is_refused(cache, seen)
     with pytest.raises(Conflict, match="was revoked"):
         await auth.rotate_key(redis, key.id, grace_seconds=60.0)
     with pytest.raises(NotFound):

@@ -237,3 +237,22 @@ def test_what_nobody_caught_is_a_line_too_in_every_thread():
     assert said[0]["message"].startswith("UserWarning at ")
     assert [one["message"] for one in said[1:]] == ["ended by KeyError", "ended by ValueError"]
     assert SECRET not in done.stderr
+
+
+def test_a_full_disk_stops_nobody_who_logs():
+    code = """
+    import logging
+    from core import logs
+    logs.set_up("gateway", level="info", form="json")
+    for _ in range(300):
+        logging.getLogger("serving.example").warning("still here")
+    print("done")
+    """
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+        )
+    assert done.stdout == "done\n"

@@ -20,7 +20,7 @@ from core.redis_client import (
     redis_errors,
     spare_replicas,
 )
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import erasure, labeling, store
 from feedback.store import Once
 from tests.feedback.test_labeling import task

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from core import metrics, room
 from core.room import KINDS, Room
-from core.settings import RoomSettings
+from core.setting_groups import RoomSettings
 
 ROOM = RoomSettings(learning_mib=100, logging_mib=50, feedback_mib=10)
 

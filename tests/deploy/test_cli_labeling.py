@@ -10,7 +10,7 @@ from core import registry
 from core.errors import InstructLoopError
 from core.records import Answer
 from core.redis_client import connect
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from deploy.cli_labeling import app, feedback_app
 from feedback import holding, labeling, store
 from feedback.gold import RUN

@@ -9,7 +9,7 @@ from core import registry
 from core.auth import digest_of, list_keys
 from core.errors import StartError
 from core.records import Card
-from core.settings import EngineSettings
+from core.setting_groups import EngineSettings
 from deploy import init as module
 from deploy.init import init
 from deploy.up import up

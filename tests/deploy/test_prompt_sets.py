@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from core.errors import StartError
-from core.settings import LogSettings
+from core.setting_groups import LogSettings
 from deploy.simulate.prompt_sets import Prompt, bundled_prompts, choose, read_prompts
 
 PROMPTS = bundled_prompts()

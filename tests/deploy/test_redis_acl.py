@@ -12,7 +12,8 @@ from kombu import Connection
 from core import audit_log, keys, loop, registry
 from core.auth import create_key, revoke_key
 from core.redis_client import check_redis, connect, redis_url, rewrite_file
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import erasure
 from feedback.compaction import compact
 from feedback.erasing import erase_what_is_due

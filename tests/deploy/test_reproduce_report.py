@@ -171,7 +171,8 @@ def test_a_control_of_few_users_is_no_alarm_and_one_near_a_half_is_none_either()
 def test_a_small_run_and_a_weak_reward_model_are_said_first(told):
     report, text, _ = told
     assert "too few to compare" in report["warnings"][0]
-    assert "0.60 (seed 0), 0.60 (seed 1)" in report["warnings"][1]
+    assert "not the paper's comparison" in report["warnings"][1]
+    assert "0.60 (seed 0), 0.60 (seed 1)" in report["warnings"][2]
     assert text.index("too few to compare") < text.index("| |")
 
 

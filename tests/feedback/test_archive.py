@@ -11,7 +11,7 @@ import pytest
 from core import keys, metrics
 from core.errors import ArchiveBroken, Unprocessable
 from core.ids import token_of
-from core.settings import LogSettings, RetentionSettings
+from core.setting_groups import LogSettings, RetentionSettings
 from feedback import archive_files, erasure, store
 from feedback.archive_manifest import FileEntry, change, read_manifest
 from feedback.compaction import compact, compaction_due, sweep

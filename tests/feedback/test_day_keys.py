@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core import keys
 from core.keyring import DAY_SECONDS, Keyring, SealBroken, day_at, day_of
 from core.records import Answer
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import intake, labeling, quarantine, store
 from feedback.day_keys import destroy_unneeded, destroy_when_due, needed_days
 from feedback.schemas import FeedbackRequest

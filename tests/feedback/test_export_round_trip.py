@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.records import Answer, LabelingOutput, LabelingTask
-from core.settings import FeedbackSettings, LogSettings, Settings
+from core.setting_groups import FeedbackSettings, LogSettings
+from core.settings import Settings
 from feedback import labeling, store
 from feedback.export import rows_of
 from feedback.export_files import write_export

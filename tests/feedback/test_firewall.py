@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from core import keys, registry
 from core.errors import NotFound
 from core.records import Feedback, Output
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import firewall, holding, store
 from feedback.entries import IMPORT_KEY_ID
 from feedback.firewall import BURST, EXTREME, LOCKSTEP, suspects

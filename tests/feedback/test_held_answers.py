@@ -7,7 +7,7 @@ import pytest
 from core import keys, registry
 from core.errors import NotFound
 from core.records import Answer, LabelingTask
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import holding, labeling
 from feedback.firewall import BURST, EXTREME, LOCKSTEP, suspect_answers
 from feedback.held_answers import hold_back_answers, hold_back_votes

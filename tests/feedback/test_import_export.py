@@ -7,7 +7,7 @@ import pytest
 
 from core import keys
 from core.errors import InstructLoopError
-from core.settings import FeedbackSettings, LogSettings
+from core.setting_groups import FeedbackSettings, LogSettings
 from feedback import erasure, store
 from feedback.erasing import erase_what_is_due
 from feedback.export import read_rows

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback.influence import cap_among, cap_level, capped
 from feedback.rows import DemonstrationRow, RankedAnswer, RankingRow, RatingRow, Said
 

@@ -9,7 +9,8 @@ from core import keys
 from core.errors import Unavailable
 from core.records import Completion, Feedback
 from core.redis_client import connect
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import intake, store
 from feedback.ingest import GROUP, ingest_batch, retry_quarantine
 from feedback.pii.worker import PiiFailed

@@ -10,7 +10,8 @@ import pytest
 
 from core import keys
 from core.records import Answer, Completion
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import intake, labeling, quarantine, store
 from feedback.ingest import GROUP, ingest_batch, retry_quarantine
 from feedback.labeling_routes import with_raw_notes

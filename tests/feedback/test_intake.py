@@ -3,7 +3,7 @@ import pytest
 from core.errors import NotFound, Unprocessable
 from core.ids import token_of
 from core.records import Output
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import intake
 from feedback.schemas import DemonstrationRequest, FeedbackRequest, RankingRequest
 from tests.feedback.factory import api_key, completion_id

@@ -8,7 +8,7 @@ import pytest
 from core import keys
 from core.errors import Conflict, NotFound, Unprocessable
 from core.records import Answer, ApiKey, LabelingOutput, LabelingTask
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import intake, labeling
 from feedback.ingest import ingest_batch, retry_quarantine
 from tests.feedback.factory import PROMPT, EmailFilter, api_key, client_of, make_app

@@ -6,7 +6,7 @@ from hashlib import sha256
 import pytest
 
 from core.records import Choice
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import labeling_supply as supply
 from feedback.labeling_rules import indexes_for
 from feedback.labeling_supply import Sampled

@@ -7,7 +7,7 @@ import pytest
 from core import keys
 from core.errors import Unprocessable
 from core.records import Answer
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import holding, intake, labeling, rater_routes, store
 from feedback.firewall import EXTREME
 from feedback.gold import gold_tasks

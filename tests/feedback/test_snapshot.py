@@ -8,7 +8,7 @@ import pytest
 from core import keys
 from core.ids import token_of
 from core.records import Answer
-from core.settings import FeedbackSettings, LogSettings
+from core.setting_groups import FeedbackSettings, LogSettings
 from feedback import intake, labeling, store
 from feedback.dataset import heldout_raters
 from feedback.ingest import ingest_batch

@@ -4,7 +4,7 @@ import pytest
 from core import keys
 from core.ids import token_of
 from core.records import Feedback
-from core.settings import FeedbackSettings
+from core.setting_groups import FeedbackSettings
 from feedback import intake, store
 from feedback.ingest import ingest_batch
 from feedback.preferences import join

@@ -1,7 +1,7 @@
 import hashlib
 from collections import Counter
 
-from core.settings import LogSettings
+from core.setting_groups import LogSettings
 from feedback.split import prompt_opening, share_of, split_by, split_of
 
 LOG = LogSettings(validation_share=0.25, test_share=0.1)

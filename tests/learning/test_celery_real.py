@@ -314,7 +314,7 @@ async def test_a_stage_that_always_fails_ends_the_run_with_the_reason(state_dir)
         assert run.outcome == "failed"
         assert "reward_model failed 3 times" in run.reason
         assert "this attempt was to fail" in run.reason
-        assert "Traceback" in rig.log(run.id, "reward_model")
+        assert "play.py:" in rig.log(run.id, "reward_model")
         assert (await loop.read_notes(redis)).consumed == 0
 
 

@@ -12,7 +12,8 @@ from core.errors import Conflict, LeaseLost
 from core.keyring import Keyring
 from core.policy_store import PolicyStore
 from core.records import Card, Replica, Run
-from core.settings import RetentionSettings, Settings
+from core.setting_groups import RetentionSettings
+from core.settings import Settings
 from learning.rounds import collect as collecting
 from learning.rounds.collect import collect
 from learning.rounds.folders import Folders

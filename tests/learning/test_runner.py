@@ -20,7 +20,7 @@ from core.keyring import Keyring
 from core.lineage import read_ids
 from core.records import SFT_STAGES, STAGES
 from core.redis_client import connect
-from core.settings import RetentionSettings
+from core.setting_groups import RetentionSettings
 from core.versions import weights_sha256
 from learning.reward_model.labeling_worth import read_disagreement
 from learning.rounds import judging
@@ -289,7 +289,8 @@ async def test_manual_promotion_leaves_the_live_version_alone(rig, redis):
 
 
 async def test_a_refused_candidate_is_a_version_too(rig, redis):
-    rig.learning["gate"] = {"min_users": 5, "min_win_rate": 0.95, "bootstrap_samples": 500}
+    gate = {"min_users": 5, "min_win_rate": 0.95, "bootstrap_samples": 500}
+    rig.learning["gate"] = gate | {"require_votes": False}
     run = await finish(rig, redis, await request(redis))
     assert (run.outcome, run.version) == ("refused", "v0001")
     assert not (await registry.card(redis, "v0001")).gate["passed"]

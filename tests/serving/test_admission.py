@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import RateLimited
 from core.records import ApiKey, KeyLimits
-from core.settings import LimitSettings
+from core.setting_groups import LimitSettings
 from serving import admission
 from serving.admission import Admission, plan_of
 

@@ -10,9 +10,9 @@ from core import keys
 from core.canary import SECOND_ENGINE
 from core.errors import StartError
 from core.records import Replica
-from core.settings import EngineSettings
+from core.setting_groups import EngineSettings
 from serving import agent as agents
-from serving import agent_records
+from serving import agent_records, agent_state
 from serving.agent import Agent
 from serving.agent_start import prepared, replica_name
 from tests.conftest import eventually
@@ -137,3 +137,11 @@ def test_two_agents_of_one_name_do_not_share_a_folder_nor_a_port(settings):
         busy = settings.model_copy(update={"engine": engine})
         with pytest.raises(StartError, match="INSTRUCTLOOP_ENGINE__LISTEN"), prepared(busy, "e"):
             pass
+
+
+async def test_a_machine_that_is_renamed_keeps_its_agent(make, redis, monkeypatch):
+    agent = make(None)
+    await agent_records.claim(agent)
+    monkeypatch.setattr(agent_state, "gethostname", lambda: "another")
+    await agent_records.say_state(agent)
+    assert not agent.stopping.is_set()

@@ -48,9 +48,12 @@ async def test_completions_go_on_unlogged_then_feedback_is_refused_and_all_comes
             await eventually(lambda: not gateway.app.state.durability_warnings)
             await eventually(gateway.app.state.services.replicas.can_serve)
 
+            off: list[str | None] = []
+
             async def ask() -> str:
                 async with gateway.post("/v1/chat/completions", CHAT) as response:
                     assert response.status == 200
+                    off.append(response.headers.get("x-feedback-off"))
                     return (await response.json())["id"]
 
             async def say(completion_id: str) -> tuple[int, str]:
@@ -68,6 +71,7 @@ async def test_completions_go_on_unlogged_then_feedback_is_refused_and_all_comes
             disk["free"], before = 300, dropped.get()
             lost = await ask()
             assert dropped.get() == before + 1
+            assert off == [None, "the disk is full: it is not logged"]
             assert (await say(lost))[0] == 201
             assert "logging needs 512" in await degraded()
             assert "feedback" not in await degraded()

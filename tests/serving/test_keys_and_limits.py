@@ -11,7 +11,7 @@ from core.auth import create_key, revoke_key
 from core.errors import Unavailable
 from core.records import KeyLimits
 from core.redis_client import connect
-from core.settings import LimitSettings
+from core.setting_groups import LimitSettings
 from serving.usage import Usage, today
 from tests.conftest import eventually
 from tests.serving.conftest import CHAT, running_gateway

@@ -10,7 +10,7 @@ from core import keys
 from core.errors import RateLimited
 from core.records import ApiKey, KeyLimits
 from core.redis_client import connect, script
-from core.settings import LimitSettings
+from core.setting_groups import LimitSettings
 from serving import limit_leases
 from serving.admission import Admission
 from serving.limit_leases import Leases

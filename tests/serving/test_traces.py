@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from core import traces
+from core.errors import StartError
 from core.settings import Settings
 from serving.swap import SwapFailed, swap
 from tests.serving.conftest import CHAT
@@ -167,6 +168,11 @@ def test_where_nothing_is_traced_nothing_that_traces_is_imported():
 )
 def test_the_endpoint_is_the_setting_or_what_the_usual_variables_say(setting, environment, url):
     assert traces.traces_url(Settings(otel_endpoint=setting), environment) == url
+
+
+def test_an_endpoint_with_a_password_is_refused_because_others_would_see_it():
+    with pytest.raises(StartError, match="OTEL_EXPORTER_OTLP_HEADERS"):
+        traces.traces_url(Settings(otel_endpoint="https://me:secret@traces.example"), {})
 
 
 async def test_all_that_is_done_for_a_run_is_one_trace_whoever_does_it(collector):

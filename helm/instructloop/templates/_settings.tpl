@@ -27,7 +27,7 @@
 - {name: HF_HOME, value: /var/cache/instructloop/huggingface}
 {{- range $name, $value := $values.settings }}
 - name: INSTRUCTLOOP_{{ $name }}
-  value: {{ ternary ($value | toJson) ($value | toString) (or (kindIs "slice" $value) (kindIs "map" $value)) | quote }}
+  value: {{ ternary $value ($value | toJson) (kindIs "string" $value) | quote }}
 {{- end }}
 {{- end -}}
 

@@ -18,7 +18,8 @@ from core.auth import create_key
 from core.keyring import Keyring
 from core.records import Completion
 from core.redis_client import connect
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import labeling, store
 from feedback.compaction import compact
 from feedback.export import read_rows

@@ -16,7 +16,8 @@ import pytest
 from core import keys
 from core.keyring import Keyring
 from core.redis_client import connect
-from core.settings import LogSettings, Settings
+from core.setting_groups import LogSettings
+from core.settings import Settings
 from feedback import intake, store
 from feedback.ingest import ingest_batch, retry_quarantine
 from feedback.pii import worker as worker_module

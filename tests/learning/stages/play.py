@@ -134,7 +134,7 @@ def act(stage: Stage) -> dict:
         if stage.stopping:
             raise Interrupted("told to stop")
     if starts <= script.get("fail_times", 0):
-        raise ValueError("this attempt was to fail")
+        raise RuntimeError("this attempt was to fail")
     if "refuse" in script:
         raise NotEnoughData(script["refuse"])
     plays = {"sft": sft, "reward_model": reward_model, "policy": policy, "evaluate": evaluate}

@@ -9,7 +9,8 @@ import pytest
 from playwright.async_api import Page, expect
 
 from core import keys
-from core.settings import FeedbackSettings, Settings
+from core.setting_groups import FeedbackSettings
+from core.settings import Settings
 from tests.serving.pages import scenes
 from tests.serving.pages.conftest import DESK, PHONE
 

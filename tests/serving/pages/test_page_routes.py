@@ -8,7 +8,7 @@ import pytest
 from core import keys, registry
 from core.auth import create_key
 from core.records import Replica
-from core.settings import EngineSettings
+from core.setting_groups import EngineSettings
 from serving import loop_view, page_routes
 from tests.serving.conftest import running_gateway
 from tests.serving.pages import scenes
