@@ -215,7 +215,7 @@ async def info_of(client: Redis, section: str) -> dict[str, Any]:
     """What a Redis says of itself; nothing where our user may not ask."""
     try:
         said: dict[str, Any] = await client.info(section)
-    except redis.NoPermissionError:
+    except redis.exceptions.NoPermissionError:
         return {}
     return said
 

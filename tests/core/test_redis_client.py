@@ -152,3 +152,14 @@ def single_cluster(folder: Path) -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+async def test_a_user_who_may_not_ask_what_this_redis_is_passes_the_check(redis_server):
+    user = ["ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-info", "-config"]
+    async with connect(redis_server.url) as client:
+        await client.execute_command(*user)
+        await client.set("il:schema", "1")
+    url = redis_server.url.replace(f":{redis_server.password}@", "plain:word@")
+    async with connect(url) as client:
+        (warning,) = await check_redis(client)
+    assert "durability is not checked" in warning
