@@ -258,7 +258,7 @@ async def published(here: Installation, redis: Redis) -> str:
 async def streams(http: aiohttp.ClientSession, heard: list[str], over: asyncio.Event) -> None:
     while not over.is_set():
         status, version, text = await complete(http, asked("Tell me", stream=True, tokens=400))
-        whole = status == 200 and text.endswith("data: [DONE]\n\n") and '"error"' not in text
+        whole = status == 200 and text.endswith("data: [DONE]\n\n") and 'data: {"error"' not in text
         assert whole, f"{status} {text[-500:]}"
         crossed = ": policy-version v0001" in text
         heard.append(f"{version}>v0001" if crossed else version)
