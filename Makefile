@@ -26,7 +26,7 @@ else
 	$(PYTEST) -m "slow and not soak"
 endif
 
-check: ## the inner loop, two minutes: lint, types, and the quick tests, two at a time
+check: ## the inner loop: lint, types, and the quick tests, two at a time
 	@deploy/install.sh test
 	$(MAKE) --no-print-directory lint types
 	$(PYTEST) -m "not slow and not thorough and not soak" -n 2 --dist loadfile $(ARGS)
