@@ -1,15 +1,27 @@
 """Every Redis key of the service. No key is spelled anywhere else.
 
+All begin with one hash tag, so that a Redis Cluster has them in one slot: scripts name several.
+
 Each function's docstring says type, time to live, and who writes and reads it; the table in
 docs/architecture.md is tested against this file.
 """
 
-PREFIX = "il:"
+PREFIX = "{il}:"
 
 
 def schema() -> str:
     """string, version of how all of this is laid out; no expiry. Every start checks it."""
     return PREFIX + "schema"
+
+
+def first_schema() -> str:
+    """string, the same where the first release looks, so that it refuses; no expiry."""
+    return "il:schema"
+
+
+def migration() -> str:
+    """string, whose `migrate` works here; expires in seconds. `migrate`, `up`."""
+    return PREFIX + "migration"
 
 
 def promised() -> str:

@@ -19,6 +19,8 @@ from typing import Any
 from core import audit_log, keys, registry
 from core.errors import InstructLoopError
 from core.redis_client import Redis, redis_errors
+from core.schema import FILE as SCHEMA_FILE
+from core.schema import SCHEMA, check, of_redis
 from core.settings import SETTINGS_FILE, Settings
 from deploy import backup_files as files
 from deploy.backup_files import Line, Manifest, Sink, Told
@@ -95,11 +97,10 @@ async def _facts(redis: Redis) -> Facts:
 
 
 async def _about(redis: Redis) -> dict[str, Any]:
-    schema = await redis.get(keys.schema())
     return {
         "made_at": registry.timestamp(),
         "release": version("instructloop"),
-        "schema_version": schema.decode() if schema else "",
+        "schema_version": await of_redis(redis) or "",
         "erasures_read": int(await redis.get(keys.erasures_read()) or 0),
         "unreadable": {
             "completions in the inbox": await redis.xlen(keys.inbox()),
@@ -123,8 +124,9 @@ def _sources(settings: Settings, seen: Facts) -> Iterator[tuple[str, Path]]:
     for path in sorted(settings.secrets.glob("[!.]*")):
         if path.is_file() and path.name not in _LIVE_SECRETS:  # `inbox/` has the keys of days
             yield f"{files.STATE}secrets/{path.name}", path
-    if (state / _ADMIN_KEY).exists():
-        yield files.STATE + _ADMIN_KEY, state / _ADMIN_KEY
+    for name in (_ADMIN_KEY, SCHEMA_FILE):
+        if (state / name).exists():
+            yield files.STATE + name, state / name
     if Path(SETTINGS_FILE).is_file():
         yield files.SETTINGS, Path(SETTINGS_FILE)
 
@@ -166,6 +168,7 @@ def restore(
     apart = {path.name: path for path in [*_there(state_dir), *kept]}
     with open_backup(source) as opened:
         manifest = read_backup(opened, source)
+        _check_schema(manifest)
         _check_erasures(apart.get(ERASURES), manifest, without=without_erasures)
         size = sum(line.bytes for line in manifest.files)
         _check_room(state_dir, size)
@@ -191,6 +194,13 @@ def _there(state_dir: Path) -> list[Path]:
             f"{' and '.join(KEPT_APART)} may lie there"
         )
     return list(state_dir.iterdir())
+
+
+def _check_schema(manifest: Manifest) -> None:
+    """An earlier one is brought forward by the next start. Raises StartError for a later one's."""
+    said = manifest.schema_version or str(SCHEMA)
+    if not said.isdigit() or int(said) > SCHEMA:
+        check(said, "Redis in the backup", SCHEMA)
 
 
 def _check_erasures(log: Path | None, manifest: Manifest, *, without: bool) -> None:

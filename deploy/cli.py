@@ -22,6 +22,7 @@ from deploy import (
     cli_keys,
     cli_labeling,
     cli_loop,
+    cli_migrate,
     cli_policies,
     cli_reproduce,
 )
@@ -43,6 +44,7 @@ app.add_typer(cli_policies.app, name="policies")
 app.command("audit")(cli_audit.audit)
 app.command("backup")(cli_backup.backup)
 app.command("restore")(cli_backup.restore)
+app.command("migrate")(cli_migrate.migrate)
 app.command("reproduce")(cli_reproduce.reproduce)
 
 What = Literal["comparisons", "ratings", "demonstrations", "prompts"]

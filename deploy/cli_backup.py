@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from core.errors import InstructLoopError
 from core.redis_client import Redis
+from core.schema import SCHEMA
 from deploy.backup_files import REDIS, SETTINGS, Manifest, Told
 from deploy.cli_loop import with_redis
 from deploy.options import RedisUrl, StateDir, settings_from
@@ -82,6 +83,8 @@ def restore(
             without_erasures=without_erasures,
         )
     print(f"{settings.state_dir}: {_size(manifest)}, of {manifest.made_at}")
+    if manifest.schema_version and int(manifest.schema_version) < SCHEMA:
+        print("of an earlier release: `up`, or `instructloop migrate`, brings Redis forward")
     if any(line.path == SETTINGS for line in manifest.files):
         print(f"settings: copy {settings.state_dir / SETTINGS} to where you start the service")
     if settings.redis_url:

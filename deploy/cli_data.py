@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from core import keys, loop
 from core.errors import InstructLoopError
 from core.keyring import Keyring
-from core.redis_client import Redis, connect, redis_errors, redis_url
+from core.redis_client import Redis
 from core.settings import Settings
+from core.start import records
 from feedback import erasure
 from feedback.erasure import Receipt
 from feedback.export import read_rows
@@ -52,14 +53,11 @@ def erase(settings: Settings, *, user: str, tenant: str, wait_seconds: float) ->
 async def _erase(settings: Settings, user: str, tenant: str, wait_seconds: float) -> Receipt:
     keyring = Keyring(settings.secrets)
     console = Console(stderr=True)
-    async with connect(redis_url(settings)) as redis:
-        with redis_errors():
-            erasure_id = await erasure.begin(
-                redis, keyring, tenant=tenant, user=user, now=time.time()
-            )
-            until = time.monotonic() + wait_seconds
-            with console.status("erasing") if console.is_terminal else nullcontext():
-                return await _until_erased(redis, keyring, settings, erasure_id, until)
+    async with records(settings) as redis:
+        erasure_id = await erasure.begin(redis, keyring, tenant=tenant, user=user, now=time.time())
+        until = time.monotonic() + wait_seconds
+        with console.status("erasing") if console.is_terminal else nullcontext():
+            return await _until_erased(redis, keyring, settings, erasure_id, until)
 
 
 async def _until_erased(
@@ -131,8 +129,8 @@ async def _import(
     keyring = Keyring(settings.secrets)
     pii = PiiWorker(Plan(recognizers=settings.log.pii_recognizers))
     try:
-        async with connect(redis_url(settings)) as redis:
-            with redis_errors(), _bar(f"importing {what}") as progress:
+        async with records(settings) as redis:
+            with _bar(f"importing {what}") as progress:
                 return await import_lines(
                     Import(redis, keyring, settings, tenant, path.name),
                     lines,
@@ -159,9 +157,8 @@ async def _make_room(redis: Redis, keyring: Keyring, settings: Settings, pii: Pi
 
 
 async def _with_redis(settings: Settings, act: Callable[[Redis], Awaitable[int]]) -> int:
-    async with connect(redis_url(settings)) as redis:
-        with redis_errors():
-            return await act(redis)
+    async with records(settings) as redis:
+        return await act(redis)
 
 
 @contextmanager

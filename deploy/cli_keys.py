@@ -14,8 +14,8 @@ from core import registry
 from core.auth import create_key, list_keys, revoke_key, rotate_key
 from core.keyring import Keyring
 from core.records import ApiKey, KeyLimits, Scope
-from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
+from core.start import records
 from deploy.options import RedisUrl, StateDir, caller, settings_from
 from deploy.terminal import listing, show
 
@@ -170,41 +170,36 @@ async def _create(
     expires_at: float | None,
     limits: KeyLimits,
 ) -> tuple[ApiKey, str]:
-    async with connect(redis_url(settings)) as redis:
-        with redis_errors():
-            return await create_key(
-                redis,
-                name=name,
-                tenant=tenant,
-                scopes=tuple(scopes),
-                expires_at=expires_at,
-                limits=limits if limits != KeyLimits() else None,
-                who=caller(),
-            )
+    async with records(settings) as redis:
+        return await create_key(
+            redis,
+            name=name,
+            tenant=tenant,
+            scopes=tuple(scopes),
+            expires_at=expires_at,
+            limits=limits if limits != KeyLimits() else None,
+            who=caller(),
+        )
 
 
 async def _list(settings: Settings) -> list[ApiKey]:
-    async with connect(redis_url(settings)) as redis:
-        with redis_errors():
-            return await list_keys(redis)
+    async with records(settings) as redis:
+        return await list_keys(redis)
 
 
 async def _revoke(settings: Settings, key_id: str) -> None:
-    async with connect(redis_url(settings)) as redis:
-        with redis_errors():
-            await revoke_key(redis, key_id, who=caller())
+    async with records(settings) as redis:
+        await revoke_key(redis, key_id, who=caller())
 
 
 async def _rotate(
     settings: Settings, key_id: str, seconds: float, again: bool
 ) -> tuple[ApiKey, str]:
-    async with connect(redis_url(settings)) as redis:
-        with redis_errors():
-            return await rotate_key(redis, key_id, grace_seconds=seconds, again=again, who=caller())
+    async with records(settings) as redis:
+        return await rotate_key(redis, key_id, grace_seconds=seconds, again=again, who=caller())
 
 
 async def _rotate_signing(settings: Settings) -> None:
-    async with connect(redis_url(settings)) as redis:
-        with redis_errors():
-            await registry.record(redis, "signing key rotated", who=caller())
+    async with records(settings) as redis:
+        await registry.record(redis, "signing key rotated", who=caller())
     Keyring(settings.secrets).rotate_signing(now=time.time())

@@ -17,8 +17,9 @@ from core import loop
 from core.errors import InstructLoopError, NotFound
 from core.logs import for_people
 from core.records import Run
-from core.redis_client import Redis, connect, redis_errors, redis_url
+from core.redis_client import Redis
 from core.settings import Settings
+from core.start import records
 from deploy.options import RedisUrl, StateDir, caller, settings_from
 from deploy.terminal import listing, show
 from learning.rounds.decisions import stages_named
@@ -34,9 +35,8 @@ def with_redis(settings: Settings, act: Callable[[Redis], Awaitable[T]]) -> T:
     """Do something with the records Redis from a command. Raises InstructLoopError."""
 
     async def run() -> T:
-        async with connect(redis_url(settings)) as redis:
-            with redis_errors():
-                return await act(redis)
+        async with records(settings) as redis:
+            return await act(redis)
 
     return asyncio.run(run())
 

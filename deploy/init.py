@@ -6,25 +6,23 @@ and as often as anybody likes: what is there already stays.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 
-from core.errors import StartError
 from core.redis_client import check_redis, connect, redis_url
 from core.settings import Settings
 from deploy.base_model import base_model_folder
+from deploy.migrate import until_redis_answers
 from deploy.preflight import check_model
 from deploy.up import ensure_admin_key, publish_first_policy
 
 REDIS_TIMEOUT_SECONDS = 60.0
-_LOOK_SECONDS = 1.0
 
 
 def init(settings: Settings, *, say: Callable[[str], None]) -> None:
     """Make the first policy and the admin key. Raises StartError."""
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_model(settings.model)
-    asyncio.run(_until_redis_answers(settings, say))
+    asyncio.run(_look_at_redis(settings, say))
     say(f"admin key: {asyncio.run(ensure_admin_key(settings))}")
     if settings.engine.urls:
         folder = None
@@ -34,15 +32,8 @@ def init(settings: Settings, *, say: Callable[[str], None]) -> None:
     say(f"{version} is registered")
 
 
-async def _until_redis_answers(settings: Settings, say: Callable[[str], None]) -> None:
-    deadline = time.monotonic() + REDIS_TIMEOUT_SECONDS
-    while True:
-        try:
-            async with connect(redis_url(settings)) as redis:
-                for warning in await check_redis(redis):
-                    say(f"warning: {warning}")
-            return
-        except StartError:
-            if time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(_LOOK_SECONDS)
+async def _look_at_redis(settings: Settings, say: Callable[[str], None]) -> None:
+    async with connect(redis_url(settings)) as redis:
+        await until_redis_answers(redis, seconds=REDIS_TIMEOUT_SECONDS)
+        for warning in await check_redis(redis):
+            say(f"warning: {warning}")

@@ -16,18 +16,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.auth import create_key, digest_of, list_keys
-from core.errors import StartError
+from core.errors import StartError, Unavailable
 from core.keyring import Keyring
 from core.logs import set_up
-from core.redis_client import check_redis, connect, redis_url, spare_replicas
+from core.redis_client import (
+    Redis,
+    check_redis,
+    connect,
+    redis_errors,
+    redis_url,
+    spare_replicas,
+)
 from core.schema import check_folder
 from core.settings import PREFIX, Settings
 from deploy.base_model import base_model_folder
 from deploy.canary_engine import canary_engine
+from deploy.migrate import folder_forward, redis_forward
 from deploy.preflight import lock_state_dir, preflight
 from deploy.redis_server import redis_command
 from deploy.supervisor import Child, Supervisor, own_command
 from learning.rounds.publish import publish_base
+from learning.worker.broker import broker_address
 
 POLL_SECONDS = 0.2
 READY_TIMEOUT_SECONDS = 600
@@ -42,8 +51,11 @@ def up(settings: Settings, *, learning: bool, say: Callable[[str], None]) -> Non
     Without learning, or with engines into which nothing is swapped, workers keep the log alone.
     """
     _refuse_ports_of_engines(settings)
+    if settings.redis_url is not None:
+        broker_address(settings)  # what cannot be one is refused here, and not in each worker
     settings = without_rounds(settings) if settings.engine.urls or not learning else settings
     lock = lock_state_dir(settings.state_dir)
+    folder_forward(settings.state_dir, say=say)
     check_folder(settings.state_dir)
     preflight(settings)
     logs = settings.state_dir / "logs"
@@ -152,21 +164,29 @@ def _redis_child(settings: Settings, logs: Path) -> Child:
 
 
 async def _wait_for_redis(supervisor: Supervisor, settings: Settings) -> None:
+    """Return once Redis answers, has this release's schema, and was looked at."""
     deadline = time.monotonic() + REDIS_TIMEOUT_SECONDS
-    while True:
-        try:
-            async with connect(redis_url(settings)) as redis:
-                for warning in [*await check_redis(redis), await spare_replicas(redis)]:
-                    if warning:
-                        supervisor.say(f"warning: {warning}")
-            return
-        except StartError:
+    async with connect(redis_url(settings)) as redis:
+        while not await _answers(redis):
             own = settings.redis_url is None
+            if own and not supervisor.children[0].alive:
+                raise StartError(f"Redis did not start: see {supervisor.children[0].log}")
             if not own or supervisor.stopping or time.monotonic() > deadline:
-                raise
-            if not supervisor.children[0].alive:
-                raise StartError(f"Redis did not start: see {supervisor.children[0].log}") from None
-        await asyncio.sleep(0.05)
+                break  # the check below says why
+            await asyncio.sleep(0.05)
+        else:
+            await redis_forward(redis, say=supervisor.say, begin=lambda _, __: lambda ___: None)
+        for warning in [*await check_redis(redis), await spare_replicas(redis)]:
+            if warning:
+                supervisor.say(f"warning: {warning}")
+
+
+async def _answers(redis: Redis) -> bool:
+    try:
+        with redis_errors():
+            return bool(await redis.ping())
+    except Unavailable:
+        return False
 
 
 async def ensure_admin_key(settings: Settings) -> Path:

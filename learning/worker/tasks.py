@@ -20,14 +20,16 @@ from celery.signals import setup_logging, worker_shutting_down
 from kombu.connection import Connection
 
 from core import keys, logs, metrics, traces
-from core.errors import InstructLoopError
+from core.errors import InstructLoopError, Unprocessable
 from core.keyring import Keyring
-from core.redis_client import Redis, connect, redis_url
+from core.redis_client import Redis, connect, redis_errors, redis_url
+from core.schema import refuse_other
 from core.settings import Settings
 from core.start import refuse_foreign_data
 from feedback.pii.record import Plan
 from feedback.pii.worker import PiiWorker
 from learning.canary import watch as canary_watch
+from learning.evaluation.regression_suites import read_suites
 from learning.rounds.folders import Folders
 from learning.rounds.ingesting import drain_inbox
 from learning.rounds.runner import advance
@@ -191,6 +193,8 @@ def _run(act: Callable[[Work], Awaitable[Any]]) -> Any:
 async def _with_work(settings: Settings, act: Callable[[Work], Awaitable[Any]]) -> Any:
     url = redis_url(settings)
     async with connect(url) as redis:
+        with redis_errors():
+            await refuse_other(redis)  # one that did not answer at the start
         return await act(_work(settings, redis, url))
 
 
@@ -211,6 +215,7 @@ def _work(settings: Settings, redis: Redis, url: str) -> Work:
 def run_worker(settings: Settings) -> None:
     """Be a worker until SIGTERM: then the stage checkpoints and leaves. Raises StartError."""
     _configure(settings, "worker")
+    _look_at_suites(settings)
     worker_shutting_down.connect(_stop, weak=False)
     celery_worker.safe_say = lambda *_: None  # it writes plain words into our log
     try:
@@ -222,6 +227,14 @@ def run_worker(settings: Settings) -> None:
     finally:
         _pii.close()
         traces.close()
+
+
+def _look_at_suites(settings: Settings) -> None:
+    """Say now what stops every round. The worker goes on: it keeps the log, too."""
+    try:
+        read_suites(settings.learning.gate.suites)
+    except Unprocessable as error:
+        log.error("no round can begin: %s", error.message)
 
 
 def run_beat(settings: Settings) -> None:

@@ -5,7 +5,7 @@ import pytest
 from core import keys, logs, schema
 from core.errors import StartError
 from core.redis_client import check_redis
-from core.schema import SCHEMA, check_folder
+from core.schema import FOLDER_SCHEMA, SCHEMA, check_folder
 from core.settings import Settings
 from core.start import refuse_foreign_data
 from deploy.up import up
@@ -17,7 +17,7 @@ from serving.server import serve
 def test_a_new_folder_is_marked_and_starts_again(tmp_path):
     state = tmp_path / "state"
     check_folder(state)
-    assert (state / "schema").read_text() == f"{SCHEMA}\n"
+    assert (state / "schema").read_text() == f"{FOLDER_SCHEMA}\n"
     check_folder(state)
     assert [path.name for path in state.iterdir()] == ["schema"]
 
@@ -26,38 +26,42 @@ def test_a_folder_in_use_without_a_mark_is_one_of_the_first_release(tmp_path, mo
     (tmp_path / "secrets").mkdir()
     check_folder(tmp_path)
     (tmp_path / "schema").unlink()
-    monkeypatch.setattr(schema, "SCHEMA", 2)
+    monkeypatch.setattr(schema, "FOLDER_SCHEMA", 2)
     with pytest.raises(StartError, match="holds schema 1, an earlier release's; this one reads 2"):
         check_folder(tmp_path)
     assert not (tmp_path / "schema").exists()
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("difference", "words"),
     [
-        ("2", "a later release's; this one reads 1: run the release that wrote it, or restore"),
-        ("0", "an earlier release's; this one reads 1: run the releases between the two first"),
+        (1, "a later release's; this one reads {}: run the release that wrote it, or restore"),
+        (-1, "an earlier release's; this one reads {}: stop what runs .* `instructloop migrate`"),
         ("", "does not say which schema it holds"),
         ("one", "does not say which schema it holds"),
         ("²", "does not say which schema it holds"),
     ],
 )
 async def test_another_schema_is_refused_with_what_to_do_in_folder_and_redis(
-    said, words, tmp_path, redis
+    difference, words, tmp_path, redis
 ):
-    (tmp_path / "schema").write_text(f"{said}\n")
-    with pytest.raises(StartError, match="state folder .*" + words):
+    def other(reads: int) -> str:
+        return str(reads + difference) if isinstance(difference, int) else difference
+
+    (tmp_path / "schema").write_text(f"{other(FOLDER_SCHEMA)}\n")
+    with pytest.raises(StartError, match="state folder .*" + words.format(FOLDER_SCHEMA)):
         check_folder(tmp_path)
-    assert (tmp_path / "schema").read_text() == f"{said}\n"
-    await redis.set(keys.schema(), said)
-    with pytest.raises(StartError, match=f"this Redis .*{words}"):
+    assert (tmp_path / "schema").read_text() == f"{other(FOLDER_SCHEMA)}\n"
+    await redis.set(keys.schema(), other(SCHEMA))
+    with pytest.raises(StartError, match="this Redis .*" + words.format(SCHEMA)):
         await check_redis(redis)
-    assert (await redis.get(keys.schema())).decode() == said
+    assert (await redis.get(keys.schema())).decode() == other(SCHEMA)
 
 
 async def test_a_new_redis_is_marked(redis):
     await check_redis(redis)
-    assert await redis.get(keys.schema()) == str(SCHEMA).encode()
+    for name in (keys.schema(), keys.first_schema()):  # the first release is to refuse it, too
+        assert await redis.get(name) == str(SCHEMA).encode()
 
 
 def test_a_redis_that_does_not_answer_stops_nobody_and_its_folder_is_still_looked_at(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from core import audit_log, keys, registry
 from core.keyring import Keyring
 from core.redis_client import connect
+from core.schema import SCHEMA
 from core.settings import Settings
 from deploy.backup import make_backup
 from learning.rounds.folders import Folders
@@ -33,7 +34,7 @@ class Installation:
         state = self.settings.state_dir
         folders, base = Folders.of(state), model_folder(state / "base")
         async with connect(self.server.url) as redis:
-            await redis.set(keys.schema(), "1")
+            await redis.set(keys.schema(), SCHEMA)
             await redis.hset(keys.api_keys(), "0a0b0c0d", api_key().model_dump_json())
             world = World(redis, self.keyring, self.settings)
             at = time.time() - 60

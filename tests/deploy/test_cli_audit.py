@@ -6,7 +6,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from core import lineage, registry
+from core import keys, lineage, registry
 from core.audit_log import FILE, AuditBroken
 from core.errors import CorruptVersion, NotFound
 from core.redis_client import connect
@@ -84,7 +84,7 @@ def test_a_list_or_a_parent_that_is_missing_is_named(call, versions, redis_serve
 
     async def lose_the_parent():
         async with connect(redis_server.url) as redis:
-            await redis.zrem("il:policies", "v0000")
+            await redis.zrem(keys.policies(), "v0000")
 
     (versions.policy("v0001") / lineage.FILE).write_text(lineage.as_text(TRAINED_ON))
     asyncio.run(lose_the_parent())

@@ -175,7 +175,7 @@ async def test_killed_at_any_line_nothing_is_lost_or_doubled(world, shared_redis
     tokens = [token_of(cid) for name, cid in ids.items() if name not in ("rank", "vote")]
     wanted = await store.completions(world.redis, tokens)
     sha256 = (await world.snapshot(state_dir / "snap")).sha256
-    start = {key: await world.redis.dump(key) for key in await world.redis.keys("il:*")}
+    start = {key: await world.redis.dump(key) for key in await world.redis.keys(f"{keys.PREFIX}*")}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.feedback.compacting_child"])
     lines = context.Value("i", 0)
@@ -272,7 +272,8 @@ async def test_erasure_reaches_the_archive(world, state_dir):
 
 async def test_one_that_is_in_both_places_is_erased_and_counted_once(world):
     await fill(world)
-    here = {key: await world.redis.dump(key) for key in await world.redis.keys("il:completion:*")}
+    names = await world.redis.keys(keys.completion("*"))
+    here = {key: await world.redis.dump(key) for key in names}
     await all_compacted(world)
     for key, value in here.items():
         await world.redis.restore(key, 0, value)

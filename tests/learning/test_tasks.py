@@ -26,7 +26,7 @@ def test_messages_are_json_acknowledged_early_and_kept_apart_by_prefix(settings)
     assert chosen["accept_content"] == ["json"]
     assert chosen["task_serializer"] == "json"
     assert chosen["task_acks_late"] is False
-    assert chosen["broker_transport_options"] == {"global_keyprefix": "il:broker:"}
+    assert chosen["broker_transport_options"] == {"global_keyprefix": "{il}:broker:"}
     assert chosen["broker_url"].startswith("redis+socket://")
 
 

@@ -1,13 +1,13 @@
 {{- define "instructloop.initPod" -}}
 {{- include "instructloop.podWalls" . }}
-restartPolicy: OnFailure
+restartPolicy: {{ .restart | default "OnFailure" }}
 terminationGracePeriodSeconds: 30
 {{- include "instructloop.placement" .root.Values.beat }}
 initContainers: {{- include "instructloop.prepare" . | nindent 2 }}
 containers:
   - name: init
     {{- include "instructloop.imageFor" . | nindent 4 }}
-    args: [init]
+    args: [{{ .command | default "init" }}]
     env: {{- include "instructloop.settings" . | nindent 6 }}
     resources: {{- toYaml .part.resources | nindent 6 }}
     {{- include "instructloop.containerWalls" . | nindent 4 }}
