@@ -1,8 +1,10 @@
-"""What a URL of Redis says: one server, or Sentinels that know where the master is.
+"""What a URL of Redis says: one server, Sentinels that know the master, or nodes of a Cluster.
 
     redis://, rediss:// (TLS), unix://                     as redis-py reads them
     redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST.../SERVICE[/DATABASE][?OPTION=VALUE&...]
     rediss+sentinel://...                                  TLS to the Sentinels and to Redis
+    redis+cluster://[USER:PASSWORD@]HOST[:PORT],HOST...[/0][?OPTION=VALUE&...]
+    rediss+cluster://...                                   TLS to all nodes
 
 USER and PASSWORD are those of Redis; the Sentinels' own are the options `sentinel_username` and
 `sentinel_password`. Settings about TLS and replicas are put into the URL as options, so that one
@@ -11,21 +13,22 @@ string says all that a process needs. Knows URLs and opens nothing; core/redis_c
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from core.errors import StartError
 from core.settings import Settings
 
 SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
-CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster", "rediscluster", "redis-cluster")
-_SENTINEL_PORT = 26379
+CLUSTER_SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+_OTHERS_CLUSTER_SCHEMES = ("rediscluster", "redis-cluster", "rediss-cluster", "valkey+cluster")
+_SENTINEL_PORT, _PORT = 26379, 6379
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.%]+)\]|(?P<name>[^\[\]:,]+))(?::(?P<port>\d{1,5}))?")
-_FORM = "redis+sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT/SERVICE/DATABASE"
-NO_CLUSTER = (
-    "a Redis Cluster cannot hold the records: each step of the service writes keys that would lie "
-    "on different nodes. Use one Redis, or one with replicas and Sentinels "
-    f"(INSTRUCTLOOP_REDIS_URL={_FORM})"
+_SENTINEL_FORM = "redis+sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT/SERVICE/DATABASE"
+_CLUSTER_FORM = "redis+cluster://[USER:PASSWORD@]HOST:PORT,HOST:PORT"
+NODE_OF_CLUSTER = (
+    "this Redis is a node of a Cluster, where one node after the other may have our keys: name "
+    f"several as INSTRUCTLOOP_REDIS_URL={_CLUSTER_FORM} (rediss+cluster:// for TLS)"
 )
 
 
@@ -42,8 +45,10 @@ class Address:
     """A URL, taken apart."""
 
     url: str
-    """As redis-py reads it; with Sentinels its host means nothing."""
+    """As redis-py reads it; with Sentinels or a Cluster its host means nothing."""
     sentinels: tuple[tuple[str, int], ...] = ()
+    nodes: tuple[tuple[str, int], ...] = ()
+    """Of a Cluster, those that are asked who owns our slot."""
     service: str = ""
     database: int = 0
     login: tuple[str | None, str | None] = (None, None)
@@ -60,36 +65,57 @@ class Address:
 
 
 def read_address(url: str) -> Address:
-    """Take a URL apart. Raises StartError for one that cannot be, and for a Cluster."""
+    """Take a URL apart. Raises StartError for one that cannot be."""
     scheme, (netloc, path), options = _split(url)
-    wait = Wait(int(options.pop("wait_replicas", 0)), float(options.pop("wait_seconds", 1.0)))
-    user, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
-    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    kind = SENTINEL_SCHEMES.get(scheme)
-    if kind is None:
-        plain = _joined(scheme, netloc, path, options)
-        return Address(plain, login=_login(netloc), tls=tls, wait=wait)
-    userinfo, _, hosts = netloc.rpartition("@")
-    said = re.fullmatch(r"/(?P<service>[^/]+)(?:/(?P<database>\d*))?", path)
-    if said is None:
-        raise StartError(f"the URL of Redis names no service of Sentinel: {_FORM}")
-    database = int(said["database"] or options.pop("db", 0))
-    nowhere = f"{userinfo}@sentinel" if userinfo else "sentinel"
-    return Address(
-        _joined(kind, nowhere, f"/{database}", options),
-        sentinels=tuple(_host(text) for text in hosts.split(",")),
-        service=unquote(said["service"]),
-        database=database,
+    said = Address(
+        url="",
         login=_login(netloc),
-        sentinel_login=(user, password),
-        tls=tls,
-        wait=wait,
+        wait=Wait(int(options.pop("wait_replicas", 0)), float(options.pop("wait_seconds", 1.0))),
+    )
+    if scheme in SENTINEL_SCHEMES:
+        said = _sentinels(said, scheme, netloc, path, options)
+    elif scheme in CLUSTER_SCHEMES:
+        said = _cluster(said, scheme, netloc, path, options)
+    else:
+        said = replace(said, url=_joined(scheme, netloc, path, options))
+    return replace(said, tls={k: v for k, v in options.items() if k.startswith("ssl_")})
+
+
+def _sentinels(
+    said: Address, scheme: str, netloc: str, path: str, options: dict[str, str]
+) -> Address:
+    userinfo, at, hosts = netloc.rpartition("@")
+    named = re.fullmatch(r"/(?P<service>[^/]+)(?:/(?P<database>\d*))?", path)
+    if named is None:
+        raise StartError(f"the URL of Redis names no service of Sentinel: {_SENTINEL_FORM}")
+    database = int(named["database"] or options.pop("db", 0))
+    login = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
+    return replace(
+        said,
+        url=_joined(SENTINEL_SCHEMES[scheme], f"{userinfo}{at}sentinel", f"/{database}", options),
+        sentinels=_hosts(hosts, "Sentinel", _SENTINEL_PORT, _SENTINEL_FORM),
+        service=unquote(named["service"]),
+        database=database,
+        sentinel_login=login,
+    )
+
+
+def _cluster(
+    said: Address, scheme: str, netloc: str, path: str, options: dict[str, str]
+) -> Address:
+    userinfo, at, hosts = netloc.rpartition("@")
+    if path not in ("", "/", "/0") or options.pop("db", "0") != "0":
+        raise StartError(f"a Redis Cluster has no database but 0: {_CLUSTER_FORM}")
+    return replace(
+        said,
+        url=_joined(CLUSTER_SCHEMES[scheme], f"{userinfo}{at}cluster", "/0", options),
+        nodes=_hosts(hosts, "node", _PORT, _CLUSTER_FORM),
     )
 
 
 def with_settings(url: str, settings: Settings) -> str:
     """The URL with what the settings say about TLS; what it says itself comes first."""
-    if not url.startswith(("rediss://", "rediss+sentinel://")):
+    if not url.startswith(("rediss://", "rediss+sentinel://", "rediss+cluster://")):
         return url
     files = {
         "ssl_ca_certs": settings.redis_ca_file,
@@ -108,8 +134,8 @@ def with_options(url: str, more: Mapping[str, str]) -> str:
 def _split(url: str) -> tuple[str, tuple[str, str], dict[str, str]]:
     """Scheme, then all before and in the path, then the options."""
     parts = urlsplit(url)
-    if parts.scheme in CLUSTER_SCHEMES:
-        raise StartError(NO_CLUSTER)
+    if parts.scheme in _OTHERS_CLUSTER_SCHEMES:
+        raise StartError(f"the URL of a Redis Cluster is {_CLUSTER_FORM}, not {parts.scheme}://")
     return parts.scheme, (parts.netloc, parts.path), dict(parse_qsl(parts.query))
 
 
@@ -128,14 +154,17 @@ def _login(netloc: str) -> tuple[str | None, str | None]:
     return unquote(user) or None, unquote(password) if colon else None
 
 
-def _host(text: str) -> tuple[str, int]:
-    match = _HOST.fullmatch(text)
-    if match is None:
-        raise StartError(
-            "the URL of Redis has a Sentinel that is no HOST:PORT (a password with one of / ? # @ "
-            f"has to be percent-encoded): {_FORM}"
-        )
-    return match["six"] or match["name"], int(match["port"] or _SENTINEL_PORT)
+def _hosts(said: str, what: str, port: int, form: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    for text in said.split(","):
+        match = _HOST.fullmatch(text)
+        if match is None:
+            raise StartError(
+                f"the URL of Redis has a {what} that is no HOST:PORT (a password with one of "
+                f"/ ? # @ has to be percent-encoded): {form}"
+            )
+        found.append((match["six"] or match["name"], int(match["port"] or port)))
+    return tuple(found)
 
 
 def tls_options_of(address: Address) -> dict[str, str | bool]:

@@ -1,9 +1,9 @@
 """The door to Redis: connecting, checking that it keeps its word, and atomic scripts.
 
 Others take the client that `connect` gives and the key names of core/keys.py. What a connection is
-stands in core/redis_connection.py, scripts on lines of their own in core/redis_scripts.py; these
-three import redis. Errors of the connection reach callers as `core.errors.Unavailable`, through
-`redis_errors`.
+stands in core/redis_connection.py, where it goes in core/redis_finders.py, scripts on lines of
+their own in core/redis_scripts.py; these four import redis. Errors of the connection reach callers
+as `core.errors.Unavailable`, through `redis_errors`.
 """
 
 import asyncio
@@ -16,11 +16,12 @@ from typing import Any, cast
 import redis
 from redis.asyncio import Redis
 
-from core import keys, schema
+from core import schema
 from core.errors import StartError, Unavailable
 from core.keyring import Keyring
-from core.redis_address import NO_CLUSTER, read_address, with_options, with_settings
+from core.redis_address import NODE_OF_CLUSTER, read_address, with_options, with_settings
 from core.redis_connection import make_pool
+from core.redis_finders import in_cluster
 from core.redis_scripts import Batches, Line, digest, not_held, source, wait_of, waiting
 from core.settings import Settings
 
@@ -91,14 +92,14 @@ async def connect(url: str, *, timeout: float = 5.0) -> AsyncIterator[Redis]:
 
     Raises StartError for a URL that cannot be (core/redis_address.py says which can).
     """
-    pool, master = make_pool(read_address(url), timeout=timeout)
+    pool, finder = make_pool(read_address(url), timeout=timeout)
     client = Redis.from_pool(pool)
     try:
         yield client
     finally:
         await client.aclose()
-        if master is not None:
-            await master.close()
+        if finder is not None:
+            await finder.close()
 
 
 @contextmanager
@@ -108,6 +109,8 @@ def redis_errors() -> Iterator[None]:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError) as error:
         raise Unavailable(f"Redis does not answer: {type(error).__name__}; try again") from error
+    except redis.exceptions.MovedError as error:
+        raise Unavailable(NODE_OF_CLUSTER) from error
     except redis.ResponseError as error:
         if isinstance(error, redis.OutOfMemoryError) or _NOT_NOW.search(str(error)):
             raise Unavailable(f"Redis cannot write now: {error}") from error
@@ -190,24 +193,20 @@ async def _until_rewritten(client: Redis, seconds: float) -> bool:
 async def check_redis(client: Redis) -> list[str]:
     """Whether this Redis may hold what people told us; returns warnings.
 
-    Raises StartError when it does not answer, is a Cluster, or holds a schema that this release
-    cannot read. An instance without AOF and `appendfsync always`, one that evicts, or one whose
-    replicas may lose what we promised is a warning; with `durability=strict` it also makes the
-    feedback routes refuse.
+    Raises StartError when it does not answer, is of a Cluster and the URL does not say so, or holds
+    a schema that this release cannot read. An instance without AOF and `appendfsync always`, one
+    that evicts, or one whose replicas may lose what we promised is a warning; with
+    `durability=strict` it also makes the feedback routes refuse.
     """
     try:
         await client.ping()
-        if (await info_of(client, "cluster")).get("cluster_enabled"):
-            raise StartError(NO_CLUSTER)
-        known = await client.get(keys.schema())
-        if known is None:
-            await client.setnx(keys.schema(), schema.SCHEMA)
-            known = await client.get(keys.schema())
+        if not in_cluster(client) and (await info_of(client, "cluster")).get("cluster_enabled"):
+            raise StartError(NODE_OF_CLUSTER)
+        await schema.refuse_other(client, mark_new=True)
     except redis.RedisError as error:
         raise StartError(
             f"Redis does not answer ({error}): start it, or correct INSTRUCTLOOP_REDIS_URL"
         ) from None
-    schema.check(known.decode(), "this Redis")
     return await _durability_warnings(client) + await _replica_warnings(client)
 
 
@@ -236,7 +235,7 @@ async def _durability_warnings(client: Redis) -> list[str]:
 async def _replica_warnings(client: Redis) -> list[str]:
     """What a failover would lose, or what keeps every promise from coming true."""
     wanted = wait_of(client).replicas
-    if not wanted and "master" in client.connection_pool.connection_kwargs:
+    if not wanted and "finder" in client.connection_pool.connection_kwargs:
         return [f"a failover may lose what was just said: {_WAIT} is to be the number of replicas"]
     if not wanted:
         return []

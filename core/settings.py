@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     """Unset: `up` starts a Redis of its own on a socket in the state folder."""
     redis_broker_url: str | None = None
-    """Where Celery passes its messages. Unset: the same Redis."""
+    """Where Celery passes its messages, which is no Cluster. Unset: the same Redis."""
     redis_limits_url: str | None = None
     """Where rate limits are counted. Unset: the same Redis."""
     redis_wait_replicas: int = Field(0, ge=0, le=16)

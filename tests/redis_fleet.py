@@ -15,7 +15,7 @@ from deploy.redis_server import find_redis_server
 
 PASSWORD = "fleet"
 SERVICE = "records"
-_SERVER = f"""\
+SERVER = f"""\
 bind 127.0.0.1
 requirepass {PASSWORD}
 masterauth {PASSWORD}
@@ -146,11 +146,11 @@ def redis_fleet(*, replicas: int, sentinels: int = 0) -> Iterator[Fleet]:
         master = ports[0]
         follow = f"replicaof 127.0.0.1 {master}\n"
         servers = [
-            Node(_folder(name, port), port, _SERVER + (follow if port != master else ""))
+            Node(folder_of(name, port), port, SERVER + (follow if port != master else ""))
             for port in ports[: 1 + replicas]
         ]
         watching = [
-            Node(_folder(name, port), port, _SENTINEL.format(master=master), ["--sentinel"])
+            Node(folder_of(name, port), port, _SENTINEL.format(master=master), ["--sentinel"])
             for port in ports[1 + replicas :]
         ]
         fleet = Fleet(servers, [])
@@ -177,7 +177,8 @@ def _knows(sentinel: Node, replicas: int, sentinels: int) -> bool:
     return (state["num-other-sentinels"], state["num-slaves"]) == (sentinels - 1, replicas)
 
 
-def _folder(name: str, port: int) -> Path:
+def folder_of(name: str, port: int) -> Path:
+    """A new one, for one server."""
     folder = Path(name) / str(port)
     folder.mkdir()
     return folder

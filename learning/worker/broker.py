@@ -8,15 +8,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from core.errors import StartError, Unavailable
-from core.redis_address import (
-    CLUSTER_SCHEMES,
-    login_of,
-    read_address,
-    tls_options_of,
-    with_settings,
-)
+from core.redis_address import login_of, read_address, tls_options_of, with_settings
 from core.redis_client import connect, info_of, redis_errors, redis_url
-from core.redis_connection import sentinel_options
+from core.redis_finders import sentinel_options
 from core.settings import Settings
 
 _OWN_DATABASE = 1
@@ -36,11 +30,10 @@ def broker_url(settings: Settings) -> str:
 def broker_address(settings: Settings) -> str:
     """The same as we spell it, with what the settings say of TLS. Raises StartError."""
     chosen = settings.redis_broker_url
-    if urlsplit(chosen or "").scheme in CLUSTER_SCHEMES:
+    url = with_settings(chosen, settings) if chosen else redis_url(settings, database=_OWN_DATABASE)
+    if "cluster" in urlsplit(url).scheme:
         raise _no_cluster()
-    return (
-        with_settings(chosen, settings) if chosen else redis_url(settings, database=_OWN_DATABASE)
-    )
+    return url
 
 
 def as_celery(url: str) -> str:
@@ -112,5 +105,5 @@ async def check_broker(url: str) -> None:
 def _no_cluster() -> StartError:
     return StartError(
         "the Celery broker cannot be a Redis Cluster: set INSTRUCTLOOP_REDIS_BROKER_URL to a "
-        "single Redis (a small one is enough, it holds no records)"
+        "single Redis or to Sentinels (a small one is enough, it holds no records)"
     )

@@ -21,6 +21,7 @@ def test_the_url_of_one_redis_is_left_as_it_is(url):
     address = read_address(url)
     assert address.url == url
     assert not address.sentinels
+    assert not address.nodes
 
 
 def test_sentinels_are_named_with_the_service_that_they_watch():
@@ -51,14 +52,43 @@ def test_sentinels_may_have_a_login_of_their_own_and_tls_is_said_by_the_scheme()
         ("redis+sentinel://a:1,b:2/", "names no service"),
         ("redis+sentinel://a:x/records", "is no HOST:PORT"),
         ("redis+sentinel://a,,b/records", "is no HOST:PORT"),
-        ("redis+cluster://a:1", "Cluster"),
-        ("rediss+cluster://a:1", "Cluster"),
+        ("redis+cluster://a:1/1", "no database but 0"),
+        ("redis+cluster://a:1?db=2", "no database but 0"),
+        ("redis+cluster://a:1/records", "no database but 0"),
+        ("redis+cluster://", "a node that is no HOST:PORT"),
+        ("redis+cluster://a:1,b:x", "a node that is no HOST:PORT"),
+        ("redis-cluster://a:1", "not redis-cluster://"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_form_to_use(url, says):
     with pytest.raises(StartError, match=says) as refused:
         read_address(url)
-    assert "redis+sentinel://" in refused.value.message
+    form = "redis+cluster://" if "cluster" in url else "redis+sentinel://"
+    assert form in refused.value.message
+
+
+@pytest.mark.parametrize("database", ["", "/", "/0", "?db=0", "/0?db=0"])
+def test_nodes_of_a_cluster_are_named_and_its_database_is_0(database):
+    address = read_address(f"redis+cluster://me:p%2Fw@a:1,[::1]:2,c.example{database}")
+    assert address.nodes == (("a", 1), ("::1", 2), ("c.example", 6379))
+    assert address.sentinels == ()
+    assert address.login == ("me", "p/w")
+    assert address.url == "redis://me:p%2Fw@cluster/0"
+    assert not address.is_tls
+
+
+def test_tls_and_replicas_are_said_of_a_cluster_as_of_any_other(state_dir):
+    settings = Settings(
+        state_dir=state_dir,
+        redis_url="rediss+cluster://a,b",
+        redis_ca_file="/ca.pem",
+        redis_wait_replicas=1,
+    )
+    address = read_address(redis_url(settings))
+    assert address.url == "rediss://cluster/0?ssl_ca_certs=%2Fca.pem"
+    assert address.is_tls
+    assert address.tls == {"ssl_ca_certs": "/ca.pem"}
+    assert address.wait == Wait(1, 1.0)
 
 
 def test_what_the_settings_say_of_tls_is_in_every_url_that_uses_it(state_dir):

@@ -7,6 +7,7 @@ import asyncio
 import ssl
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from kombu import Connection
 
+from core import keys
 from core.errors import Unavailable
 from core.redis_client import Batches, connect, redis_errors, redis_url, socket_path
 from core.settings import Settings
 from learning.worker.broker import broker_url, tls_options
+from tests.redis_cluster import redis_cluster
+from tests.redis_fleet import PASSWORD
 
 
 def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -73,8 +77,8 @@ def _builder(subject, issuer, key):
 
 
 @asynccontextmanager
-async def end_of_tls(server, folder: Path, by: tuple):
-    """A port with TLS before a server's socket, that only those may use whom `by` vouches for."""
+async def end_of_tls(reach, folder: Path, by: tuple):
+    """A port with TLS before what `reach` opens, that only those may use whom `by` vouches for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certify(folder, "server", by))
     context.load_verify_locations(folder / "ca.pem")
@@ -88,7 +92,7 @@ async def end_of_tls(server, folder: Path, by: tuple):
         writer.close()
 
     async def relay(reader, writer):
-        near = await asyncio.open_unix_connection(str(socket_path(server.state_dir)))
+        near = await reach()
         await asyncio.gather(pump(reader, near[1]), pump(near[0], writer))
 
     listening = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
@@ -101,7 +105,8 @@ async def door(shared_redis, state_dir):
     """Settings that open a Redis behind TLS, with a certificate of ours."""
     by = authority(state_dir)
     certificate, key = certify(state_dir, "client", by)
-    async with end_of_tls(shared_redis, state_dir, by) as port:
+    reach = partial(asyncio.open_unix_connection, str(socket_path(shared_redis.state_dir)))
+    async with end_of_tls(reach, state_dir, by) as port:
         yield Settings(
             state_dir=state_dir,
             redis_url=f"rediss://:{shared_redis.password}@127.0.0.1:{port}/0",
@@ -119,6 +124,29 @@ async def test_with_the_files_of_the_settings_redis_is_reached_over_tls(door):
         await client.delete("lease", "fence")
         assert await batches.script("lease", ["lease", "fence"], ["take", 60_000, ""]) == 1
         await batches.close()
+
+
+async def test_nodes_of_a_cluster_are_asked_and_reached_over_tls(state_dir):
+    by = authority(state_dir)
+    certificate, key = certify(state_dir, "client", by)
+    nodes = []
+    async with end_of_tls(lambda: _open(nodes), state_dir, by) as port:
+        announced = f"cluster-announce-port {port}\n"
+        with redis_cluster(masters=1, replicas=False, more=announced) as cluster:
+            nodes += cluster.nodes
+            settings = Settings(
+                state_dir=state_dir,
+                redis_url=f"rediss+cluster://:{PASSWORD}@127.0.0.1:{port}",
+                redis_ca_file=state_dir / "ca.pem",
+                redis_certificate_file=certificate,
+                redis_key_file=key,
+            )
+            async with connect(redis_url(settings)) as client:
+                assert await client.incr(keys.fence()) == 1
+
+
+async def _open(nodes):
+    return await asyncio.open_connection("127.0.0.1", nodes[0].port)
 
 
 @pytest.mark.parametrize("without", ["redis_ca_file", "redis_certificate_file"])

@@ -77,5 +77,13 @@ def test_up_keeps_its_engines_on_sockets(settings, told, named):
     assert not (settings.state_dir / "lock").exists()
 
 
+def test_up_refuses_records_in_a_cluster_without_a_redis_for_messages(settings):
+    """Before anything is started: workers would refuse, again and again, where nobody looks."""
+    elsewhere = settings.model_copy(update={"redis_url": "redis+cluster://127.0.0.1:9"})
+    with pytest.raises(StartError, match="set INSTRUCTLOOP_REDIS_BROKER_URL"):
+        up(elsewhere, learning=False, say=lambda _: None)
+    assert not (settings.state_dir / "lock").exists()
+
+
 async def _in_thread(act) -> None:
     await asyncio.to_thread(act)

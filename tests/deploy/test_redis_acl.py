@@ -12,6 +12,7 @@ from kombu import Connection
 from core import audit_log, keys, loop, registry
 from core.auth import create_key, revoke_key
 from core.redis_client import check_redis, connect, redis_url, rewrite_file
+from core.redis_finders import SLOT
 from core.setting_groups import LogSettings
 from core.settings import Settings
 from feedback import erasure
@@ -22,6 +23,8 @@ from learning.worker.broker import broker_url
 from learning.worker.ticking import due_tasks
 from tests.conftest import eventually
 from tests.feedback.factory import EmailFilter
+from tests.redis_cluster import redis_cluster
+from tests.redis_fleet import PASSWORD
 from tests.serving.conftest import CHAT, announce, running_gateway
 from tests.serving.engine_double import EngineDouble
 
@@ -37,21 +40,56 @@ def documented_rules() -> list[str]:
 def settings(redis_server, state_dir):
     """Of a service that has the documented user, and of Redis nothing more."""
     with redis_py.Redis.from_url(redis_server.url) as admin:
-        admin.execute_command("ACL SETUSER", "instructloop", *documented_rules())
+        allow(admin)
         admin.set("another's", "secret")
     url = redis_server.url.replace(f":{redis_server.password}@", "instructloop:PASSWORD@")
     return Settings(state_dir=state_dir, redis_url=url, log=LogSettings(keep_in_redis=2))
 
 
+def allow(admin: redis_py.Redis, *more: str) -> None:
+    admin.execute_command("ACL SETUSER", "instructloop", *documented_rules(), *more)
+
+
+@pytest.fixture
+def in_a_cluster(settings, redis_server):
+    """The same with the records in a Cluster of three masters, and messages where all was."""
+    (more,) = re.findall(r"Add `(\+cluster\S+)` in a Cluster", DOCUMENT.read_text())
+    with redis_cluster(replicas=False) as cluster:
+        for node in cluster.nodes:
+            with redis_py.Redis(port=node.port, password=PASSWORD) as admin:
+                allow(admin, more)
+        url = cluster.url.replace(f":{PASSWORD}@", "instructloop:PASSWORD@")
+        changes = {"redis_url": url, "redis_broker_url": settings.redis_url}
+        yield settings.model_copy(update={**changes, "durability": "relaxed"}), cluster
+
+
 async def test_everything_works_with_the_documented_user(settings, redis_server, keyring):
+    await _everything(settings, keyring)
+    with redis_py.Redis.from_url(redis_server.url) as admin:
+        _little_was_refused(admin)
+
+
+async def test_and_in_a_cluster(in_a_cluster, keyring):
+    settings, cluster = in_a_cluster
+    await _everything(settings, keyring)
+    with redis_py.Redis(port=cluster.owner.port, password=PASSWORD) as admin:
+        _little_was_refused(admin)
+        assert admin.dbsize() > 30
+    others = [node for node in cluster.nodes if node is not cluster.owner]
+    assert [node.asked("DBSIZE") for node in others] == [0, 0]
+    assert f"one slot, {SLOT}," in DOCUMENT.read_text()
+
+
+async def _everything(settings, keyring) -> None:
     async with (
         connect(redis_url(settings)) as redis,
         EngineDouble().listening(settings.state_dir / "engine.sock") as engine,
     ):
-        assert await check_redis(redis) == []
+        warnings = await check_redis(redis)
+        assert len(warnings) == ("cluster" in settings.redis_url)  # nobody waits for a replica
         await announce(redis, engine)
         async with running_gateway(settings, redis) as gateway:
-            await eventually(lambda: not gateway.app.state.durability_warnings)
+            await eventually(lambda: gateway.app.state.durability_warnings == warnings)
             await eventually(gateway.app.state.services.replicas.can_serve)
             for number in range(6):
                 body = {**CHAT, "user": f"user {number}"}
@@ -72,9 +110,11 @@ async def test_everything_works_with_the_documented_user(settings, redis_server,
         await audit_log.mirror(redis, keyring, settings.state_dir)
         assert await rewrite_file(redis, seconds=1) is None  # the page says what this needs
     await asyncio.to_thread(_celery_works, settings)
-    with redis_py.Redis.from_url(redis_server.url) as admin:
-        refused = {entry["object"] for entry in admin.acl_log()}
-        assert refused <= {"bgrewriteaof", "client"}, refused
+
+
+def _little_was_refused(admin: redis_py.Redis) -> None:
+    refused = {entry["object"] for entry in admin.acl_log()}
+    assert refused <= {"bgrewriteaof", "client"}, refused
 
 
 async def test_it_can_neither_read_what_is_not_ours_nor_harm_the_server(settings):

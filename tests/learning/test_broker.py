@@ -63,7 +63,7 @@ def test_sentinels_become_the_urls_and_options_of_celery(state_dir):
     options = chosen["broker_transport_options"]
     assert options["master_name"] == "records"
     assert options["sentinel_kwargs"]["password"] == "s"
-    assert options["global_keyprefix"] == "il:broker:"
+    assert options["global_keyprefix"] == "{il}:broker:"
     assert "broker_use_ssl" not in chosen
 
 
@@ -84,10 +84,21 @@ def test_what_is_no_redis_is_left_to_celery(state_dir):
     assert tls_options(settings) == {}
 
 
-def test_a_cluster_url_is_refused_with_what_to_do(state_dir):
-    cluster = Settings(state_dir=state_dir, redis_broker_url="redis+cluster://h:7000")
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://h:7000", "rediss+cluster://h,i", "rediscluster://h"]
+)
+def test_a_cluster_url_is_refused_with_what_to_do(state_dir, url):
+    cluster = Settings(state_dir=state_dir, redis_broker_url=url)
     with pytest.raises(StartError, match="INSTRUCTLOOP_REDIS_BROKER_URL"):
         broker_url(cluster)
+
+
+def test_beside_records_in_a_cluster_the_broker_needs_a_redis_of_its_own(state_dir):
+    records = {"state_dir": state_dir, "redis_url": "rediss+cluster://h:7000"}
+    with pytest.raises(StartError, match="set INSTRUCTLOOP_REDIS_BROKER_URL"):
+        configuration(Settings(**records))
+    own = Settings(**records, redis_broker_url="redis+sentinel://a:1/messages")
+    assert configuration(own)["broker_url"] == "sentinel://a:1/0"
 
 
 async def test_a_single_redis_and_one_that_is_away_pass_the_check(shared_redis, state_dir):

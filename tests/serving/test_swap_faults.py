@@ -161,7 +161,8 @@ async def test_two_of_twenty_have_a_turn_at_one_time(rig_of):
         await rig.redis.sadd(keys.replicas(), *(f"other-{n}" for n in range(18)))
         async with agent_records.turn_to_swap(first) as mine:
             assert mine
-            taken = {key.decode() async for key in rig.redis.scan_iter("il:swap-lease:*")}
+            any_turn = f"{keys.PREFIX}swap-lease:*"
+            taken = {key.decode() async for key in rig.redis.scan_iter(any_turn)}
             assert taken < {keys.swap_lease(0), keys.swap_lease(1)}
 
             async def gets_the_other() -> bool:

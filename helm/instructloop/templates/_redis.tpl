@@ -7,24 +7,31 @@
 {{/* A URL without a password, or nothing. */}}
 {{- define "instructloop.redisPlainUrl" -}}
 {{- $sentinel := .Values.redis.sentinel -}}
+{{- $cluster := .Values.redis.cluster -}}
 {{- if .Values.redis.url -}}
 {{- .Values.redis.url -}}
 {{- else if $sentinel.hosts -}}
 {{- $scheme := ternary "rediss+sentinel" "redis+sentinel" $sentinel.tls -}}
 {{- printf "%s://%s/%s/%d" $scheme (join "," $sentinel.hosts) $sentinel.service (int $sentinel.database) -}}
+{{- else if $cluster.nodes -}}
+{{- printf "%s://%s" (ternary "rediss+cluster" "redis+cluster" $cluster.tls) (join "," $cluster.nodes) -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Fails unless exactly one Redis is named. */}}
+{{/* Fails unless exactly one Redis is named, and another beside a Cluster. */}}
 {{- define "instructloop.checkRedis" -}}
 {{- $given := list -}}
 {{- if .Values.redis.existingSecret.name }}{{ $given = append $given "redis.existingSecret.name" }}{{ end -}}
 {{- if .Values.redis.url }}{{ $given = append $given "redis.url" }}{{ end -}}
 {{- if .Values.redis.sentinel.hosts }}{{ $given = append $given "redis.sentinel.hosts" }}{{ end -}}
+{{- if .Values.redis.cluster.nodes }}{{ $given = append $given "redis.cluster.nodes" }}{{ end -}}
 {{- if .Values.redis.trial.enabled }}{{ $given = append $given "redis.trial.enabled" }}{{ end -}}
 {{- if ne (len $given) 1 -}}
 {{- $said := ternary "none is" (printf "%s are" (join ", " $given)) (empty $given) -}}
-{{- fail (printf "exactly one Redis is needed, %s given: set redis.existingSecret.name, redis.url, redis.sentinel.hosts or redis.trial.enabled" $said) -}}
+{{- fail (printf "exactly one Redis is needed, %s given: set redis.existingSecret.name, redis.url, redis.sentinel.hosts, redis.cluster.nodes or redis.trial.enabled" $said) -}}
+{{- end -}}
+{{- if and (contains "+cluster://" (include "instructloop.redisPlainUrl" .)) (not .Values.redis.brokerSecret.name) -}}
+{{- fail "Celery's messages cannot be in a Redis Cluster: set redis.brokerSecret.name to a Secret with the URL of another Redis" -}}
 {{- end -}}
 {{- end -}}
 
