@@ -7,6 +7,7 @@ and proves it by the hash in its signed card before it appears. Without a URL th
 state folder and nothing of this happens. Knows no Redis.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 import fsspec
 
 from core import lineage
-from core.errors import CorruptVersion, NotFound, Unavailable
+from core.errors import CorruptVersion, InstructLoopError, NotFound, Unavailable
 from core.records import Card
 from core.versions import weights_sha256
 
@@ -72,6 +73,16 @@ class PolicyStore:
             shutil.rmtree(partial, ignore_errors=True)
         return folder
 
+    def size(self, prefix: str) -> int:
+        """Bytes kept under a prefix, 0 where the store does not say. Raises Unavailable."""
+        if not (self.url and prefix):
+            return 0
+        with _reached(self.url):
+            files, root = self._files()
+            if not files.exists(f"{root}/{prefix}"):
+                return 0
+            return sum(of.get("size") or 0 for of in files.ls(f"{root}/{prefix}", detail=True))
+
     def lineage(self, card: Card, prefix: str) -> list[str]:
         """The ids that a version learned from, without its weights (core/lineage.py's errors)."""
         folder = self.local / card.version
@@ -118,7 +129,7 @@ class PolicyStore:
             for name in names:
                 if Path(name).name not in but:
                     files.rm_file(name)
-            if not but:
+            if not but and files.exists(f"{root}/{prefix}"):  # an empty prefix is no folder
                 files.rm(f"{root}/{prefix}", recursive=True)
 
     def _files(self) -> tuple[Any, str]:
@@ -129,14 +140,29 @@ class PolicyStore:
 
 @contextmanager
 def _reached(url: str) -> Iterator[None]:
-    """Turn what a file system of others raises into Unavailable: the next look tries again."""
+    """Turn what a file system of others raises into Unavailable: the next look tries again.
+
+    An edge: what a driver raises is its library's own, and need not be an OSError.
+    """
     scheme = url.split("://")[0] if "://" in url else "file"
     try:
         yield
-    except (OSError, ImportError, ValueError) as error:
+    except InstructLoopError:
+        raise
+    except Exception as error:
         raise Unavailable(
-            f"the versions at policies_url ({scheme}) cannot be reached: {type(error).__name__}"
+            f"the versions at policies_url ({scheme}) cannot be reached: {_what_to_do(error)}"
         ) from error
+
+
+def _what_to_do(error: Exception) -> str:
+    """Of an error of a file system; its own words may hold names and keys of the store."""
+    if isinstance(error, ImportError):
+        extra = "; pip install -r deploy/locks/s3.txt" if "s3fs" in str(error) else ""
+        return f"fsspec asks for a package that is not here ({error}{extra})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk that was written to is full"
+    return type(error).__name__
 
 
 def _appear(partial: Path, folder: Path) -> None:

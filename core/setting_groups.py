@@ -114,6 +114,11 @@ class EngineSettings(Group):
     """How long a swap waits for replies in flight before it pauses them; new requests wait, too."""
     swap_share: float = Field(0.1, gt=0, le=1)
     """Share of the replicas that may swap at one time; one always may."""
+    copies: int = Field(1, ge=0)
+    """Fetched versions that an engine's machine keeps beside the live one, the one before it, a
+    canary's and those in use. Without `policies_url` nothing is fetched."""
+    copies_gib: float = Field(0.0, ge=0)
+    """Disk for all of them together; what must stay stays. 0: as much as there is."""
 
     @field_validator("listen")
     @classmethod
@@ -260,7 +265,7 @@ class RoomSettings(Group):
     """Free disk under the state folder below which something stops; 0: it never does."""
 
     learning_mib: int = Field(1024, ge=0)
-    """No stage of learning begins with less."""
+    """No stage of learning begins with less; one that runs stops at a checkpoint."""
     logging_mib: int = Field(512, ge=0)
     """Completions are answered but not logged with less."""
     feedback_mib: int = Field(128, ge=0)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from core import canary, keys, logs, metrics, registry, traces
+from core import canary, keys, logs, metrics, traces
 from core.engine import figures
 from core.engine.launch import (
     EngineSpec,
@@ -37,12 +37,11 @@ from core.errors import (
 )
 from core.keyring import Keyring
 from core.metrics import SWAP_PAUSE_SECONDS, SWAPS
-from core.policy_store import PolicyStore
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
 from core.start import refuse_foreign_data
-from core.versions import verify
-from serving import agent_records, attest
+from serving import agent_copies, agent_records, attest
+from serving.agent_copies import NotFetched
 from serving.agent_start import prepared
 from serving.agent_state import MAX_ATTEMPTS, Agent
 from serving.swap import Loadable, SwapFailed, SwapResult, differing_parameters, swap
@@ -184,10 +183,14 @@ async def _start(agent: Agent, wanted: str | None) -> None:
     if version is None or agent.stopping.is_set():
         return
     try:
-        await _launch(agent, await _loadable(agent, version, like=None))
+        await _launch(agent, await agent_copies.loadable(agent, version, like=None))
         return
     except (CorruptVersion, NotFinite) as error:
         await agent_records.condemn(agent, version, error.message)
+    except NotFetched as error:
+        agent.failures += 1
+        agent.state = "failed"
+        _could_not_fetch(agent, version, error)
     except (EngineError, StartError, NotFound) as error:
         log.error("the engine did not start: %s", error.message)
         agent.failures += 1
@@ -198,7 +201,10 @@ async def _start(agent: Agent, wanted: str | None) -> None:
 
 
 async def _best_to_start(agent: Agent, wanted: str | None) -> str | None:
-    """The wanted version; after three failures the last good one has its three, and so on."""
+    """The wanted version; after three failures the last good one has its three, and so on.
+
+    One that cannot be brought here waits while there is another.
+    """
     with redis_errors():
         before = await agent.redis.lrange(keys.target_history(), 0, MAX_ATTEMPTS)
         bad = {*await agent.redis.hkeys(keys.quarantined())}
@@ -206,7 +212,17 @@ async def _best_to_start(agent: Agent, wanted: str | None) -> str | None:
     versions = [wanted] if wanted else []
     versions += [raw.decode() for raw in before]
     fit = [of for of in versions if of not in agent.refused and of.encode() not in bad]
-    return min(fit, key=lambda of: agent.attempts.get(of, 0) // MAX_ATTEMPTS, default=None)
+    tried = {of: agent.attempts.get(of, 0) // MAX_ATTEMPTS for of in fit}
+    return min(fit, key=lambda of: (of in agent.unfetched, tried[of]), default=None)
+
+
+def _could_not_fetch(agent: Agent, version: str, error: NotFetched) -> None:
+    """Say so, and ask again later, as long as it is wanted."""
+    SWAPS.labels(outcome="not_fetched").inc()
+    log.error("%s", error.message)
+    agent.detail = error.message
+    agent.unfetched[version] = agent.unfetched.get(version, 0) + 1
+    agent.not_before = time.monotonic() + _delay(agent.unfetched[version])
 
 
 def _count_failure(agent: Agent, version: str) -> None:
@@ -258,6 +274,7 @@ async def _serves(agent: Agent, version: str, checksums: dict[str, str]) -> None
     agent.serving, agent.checksums = version, checksums
     agent.state, agent.detail, agent.attest_at = "ready", "", 0.0
     await agent_records.loaded(agent, version, checksums)
+    await agent_copies.trim(agent)
 
 
 async def _swap(agent: Agent, wanted: str) -> None:
@@ -279,7 +296,7 @@ async def _swap_in_turn(agent: Agent, wanted: str) -> None:
     folder = agent.settings.state_dir / "policies" / agent.serving
     old = Loadable(agent.serving, folder, agent.checksums or None)
     try:
-        new = await _loadable(agent, wanted, like=folder)
+        new = await agent_copies.loadable(agent, wanted, like=folder)
         agent.state, agent.detail = "swapping", f"{agent.serving} to {wanted}"
         await agent_records.say_state(agent)
         with logs.bound(version=wanted), traces.span("swap", replica=agent.name, version=wanted):
@@ -289,6 +306,8 @@ async def _swap_in_turn(agent: Agent, wanted: str) -> None:
     except CorruptVersion as error:
         SWAPS.labels(outcome="refused").inc()
         await agent_records.condemn(agent, wanted, error.message)
+    except NotFetched as error:
+        _could_not_fetch(agent, wanted, error)
     except (NotFound, EngineError) as error:
         agent.detail = error.message
         _count_failure(agent, wanted)
@@ -319,29 +338,6 @@ async def _after_failure(agent: Agent, version: str, failure: SwapFailed) -> Non
         agent.not_before = time.monotonic() + _delay(agent.attempts[version])
     if not failure.restored:
         await _take_out(agent, failure.message)
-
-
-async def _loadable(agent: Agent, version: str, *, like: Path | None) -> Loadable:
-    """A version's folder and expected checksums; verified in a thread of this process.
-
-    Raises CorruptVersion, NotFound, EngineError, Unavailable.
-    """
-    store = PolicyStore(agent.settings.state_dir / "policies", agent.settings.policies_url)
-    with redis_errors():
-        card = await registry.card(agent.redis, version)
-        prefix = await registry.prefix(agent.redis, version)
-        expected = await agent.redis.hgetall(keys.policy_checksums(version))
-        bad = await agent.redis.hget(keys.quarantined(), version)
-    if bad:  # whoever found that may have died before it pointed everybody back
-        raise CorruptVersion(f"{version} is quarantined: {bad.decode()}")
-    public_key = agent.keyring.public_key()
-    try:
-        folder = await asyncio.to_thread(store.fetch, card, prefix)
-        await asyncio.to_thread(verify, folder, card, like=like, public_key=public_key)
-    except OSError as error:  # a disk that fails says nothing of the version
-        raise EngineError(f"{version} could not be read: {error}") from error
-    checksums = {name.decode(): value.decode() for name, value in expected.items()}
-    return Loadable(version=version, folder=folder, checksums=checksums or None)
 
 
 async def _stop_engine(agent: Agent) -> None:

@@ -60,15 +60,29 @@ async def heartbeats(agent: Agent) -> None:
 
 
 async def say_state(agent: Agent) -> None:
-    """Say now how it is; if another agent has the name by now, this one is to stop."""
+    """Say now how it is; if another agent has the name by now, this one is to stop.
+
+    Another has it who says something after this one heard of them. A Redis that failed over may
+    know the last word of a predecessor again, who is gone: that word expires, and is no reason.
+    """
     try:
-        agent.superseded = await _say(agent, "say")
+        holder = await _say(agent, "say")
+        rival = await _rival(agent, holder) if holder else None
     except Unavailable as error:
         log.warning("no heartbeat: %s", error.message)
         return
-    if agent.superseded and not agent.stopping.is_set():
-        log.error("%s is at %s now: this one stops", agent.name, _place(agent.superseded))
+    if rival and agent.rival and rival != agent.rival and not agent.stopping.is_set():
+        agent.superseded = holder
+        log.error("%s is at %s now: this one stops", agent.name, _place(holder))
         agent.stopping.set()
+    agent.rival = rival
+
+
+async def _rival(agent: Agent, holder: str) -> tuple[str, bytes] | None:
+    """Who has the name, and their heartbeat as it stands; None once it has expired."""
+    with redis_errors():
+        said = await agent.redis.get(keys.replica(agent.name))
+    return (holder, bytes(said)) if said else None
 
 
 async def _say(agent: Agent, action: Literal["claim", "say", "leave"]) -> str:

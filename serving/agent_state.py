@@ -12,6 +12,7 @@ from core.engine.address import Address, read_listen
 from core.engine.client import EngineClient
 from core.engine.progress import Progress
 from core.keyring import Keyring
+from core.policy_copies import Copies
 from core.redis_client import Redis
 from core.settings import Settings
 
@@ -46,6 +47,8 @@ class Agent:
     """Starts that failed, one after the other."""
     attempts: dict[str, int] = field(default_factory=dict)
     """How often the engine failed with a version, since another was wanted last."""
+    unfetched: dict[str, int] = field(default_factory=dict)
+    """Versions that could not be brought to this machine, and how often in a row."""
     not_before: float = 0.0
     """When to try the next swap."""
     refused: set[str] = field(default_factory=set)
@@ -61,6 +64,8 @@ class Agent:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     superseded: str = ""
     """Who else speaks for this name now."""
+    rival: tuple[str, bytes] | None = None
+    """Who signed for this name at the last look, if not this agent, and what was said of it."""
     silent: frozenset[str] = frozenset()
     """Other replicas of whom nothing was heard at the last look."""
     control_token: str = field(default_factory=secrets.token_urlsafe)
@@ -69,6 +74,11 @@ class Agent:
     """As it was called at the start: a name that changes makes no other agent of it."""
     word: str = field(default_factory=lambda: secrets.token_hex(8))
     """What tells this agent from those before it."""
+    copies: Copies = field(init=False)
+    """Of versions, on this machine."""
+
+    def __post_init__(self) -> None:
+        self.copies = Copies(self.settings.state_dir / "policies")
 
     @property
     def listen(self) -> Address | None:

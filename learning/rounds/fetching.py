@@ -7,7 +7,9 @@ import asyncio
 from collections.abc import Iterable
 
 from core import registry
+from core.policy_copies import Copies
 from core.policy_store import PolicyStore
+from core.records import Card
 from core.redis_client import redis_errors
 from learning.rounds.work import Work
 
@@ -26,4 +28,14 @@ async def fetch_versions(work: Work, versions: Iterable[str]) -> None:
         with redis_errors():
             card = await registry.card(work.redis, version)
             prefix = await registry.prefix(work.redis, version)
-        await asyncio.to_thread(store.fetch, card, prefix)
+        await asyncio.to_thread(_fetch, store, card, prefix)
+
+
+def _fetch(store: PolicyStore, card: Card, prefix: str) -> None:
+    """Fetch it, and take it from the copies that an engine of this machine may remove."""
+    copies = Copies(store.local)
+    copies.hold(card.version)
+    try:
+        store.fetch(card, prefix)
+    finally:
+        copies.own(card.version)

@@ -1,9 +1,13 @@
 """Versions kept elsewhere: under a prefix of the writer's own, proven before they appear here."""
 
 import json
+import sys
+import uuid
 
 import fsspec
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from core import keys, lineage, registry
 from core.errors import CorruptVersion, LeaseLost, NotFound, Unavailable
@@ -16,6 +20,33 @@ from learning.rounds.publish import publish_base, publish_candidate
 from tests.learning.test_publish import fields, model_folder
 
 TRAINED_ON = {"fb-1": "ranking", "fb-2": "rating"}
+
+
+@pytest.fixture(scope="module")
+def s3_port():
+    """A server that speaks S3, on loopback."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_port, monkeypatch):
+    """A bucket, and the variables by which the driver finds it."""
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}"),
+        ("AWS_ACCESS_KEY_ID", "tests"),
+        ("AWS_SECRET_ACCESS_KEY", "tests"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):
+        monkeypatch.setenv(name, value)
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    bucket = f"kept-{uuid.uuid4().hex}"
+    files.mkdir(bucket)
+    yield f"s3://{bucket}/policies"
+    type(files).clear_instance_cache()
 
 
 @pytest.fixture(params=["file", "folder", "memory"])
@@ -117,6 +148,8 @@ async def test_weights_go_there_too_and_lineage_stays(
     with pytest.raises(CorruptVersion):
         there.fetch(card, prefix)
     there.remove(prefix)
+    there.remove(prefix)
+    assert there.prefixes() == []
     with pytest.raises(NotFound):
         there.fetch(card, prefix)
 
@@ -133,3 +166,53 @@ def test_what_cannot_be_reached_is_tried_again_later(tmp_path):
     for url in ("nothing-knows-this://x", f"file://{tmp_path}/policies/v0001/config.json/below"):
         with pytest.raises(Unavailable, match="cannot be reached"):
             PolicyStore(tmp_path / "policies", url).put("v0001", token=1)
+
+
+async def test_a_version_goes_to_s3_and_back_and_leaves_nothing(
+    redis, shared_redis, keyring, state_dir, tmp_path, s3
+):
+    there = PolicyStore(tmp_path / "there" / "policies", s3)
+    card = await publish(redis, shared_redis, keyring, state_dir, s3)
+    prefix = await registry.prefix(redis, "v0001")
+    assert there.prefixes() == [prefix]
+    files = [p for p in (state_dir / "policies" / "v0001").iterdir() if p.is_file()]
+    assert there.size(prefix) == sum(path.stat().st_size for path in files)
+    verify(there.fetch(card, prefix), card, like=None, public_key=keyring.public_key())
+    there.strip(prefix)
+    assert there.lineage(card, prefix) == ["fb-1", "fb-2"]
+    there.remove(prefix)
+    there.remove(prefix)
+    assert there.prefixes() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "EndpointConnectionError"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": "/"}, "NoCredentialsError"),
+    ],
+    ids=["endpoint", "credentials"],
+)
+def test_what_a_driver_raises_of_its_own_is_no_crash(s3, tmp_path, monkeypatch, change, said):
+    for name, value in {**change, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(Unavailable, match=rf"\(s3\) cannot be reached: {said}"):
+        PolicyStore(tmp_path / "policies", s3).prefixes()
+
+
+def test_a_driver_that_is_not_installed_is_named_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    model_folder(tmp_path / "policies" / "v0001")
+    with pytest.raises(Unavailable, match=r"s3fs.*pip install -r deploy/locks/s3\.txt"):
+        PolicyStore(tmp_path / "policies", "s3://bucket/policies").put("v0001", token=1)
+
+
+def test_the_size_of_a_version_is_known_before_it_is_fetched(tmp_path, url):
+    folder = model_folder(tmp_path / "policies" / "v0001")
+    store = PolicyStore(tmp_path / "policies", url)
+    prefix = store.put("v0001", token=3)
+    assert store.size(prefix) == sum(path.stat().st_size for path in folder.iterdir()) > 0
+    assert (store.size("v0002-3"), store.size("")) == (0, 0)

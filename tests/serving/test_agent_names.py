@@ -10,12 +10,14 @@ from core import keys
 from core.canary import SECOND_ENGINE
 from core.errors import StartError
 from core.records import Replica
+from core.redis_client import connect
 from core.setting_groups import EngineSettings
 from serving import agent as agents
 from serving import agent_records, agent_state
 from serving.agent import Agent
 from serving.agent_start import prepared, replica_name
 from tests.conftest import eventually
+from tests.redis_fleet import redis_fleet
 
 
 def agent_at(settings, keyring, redis, state_dir, address: str | None, name="pod") -> Agent:
@@ -80,6 +82,8 @@ async def test_the_next_agent_at_the_same_place_takes_over_at_once_and_the_last_
     await agent_records.claim(first)
     await agent_records.claim(second)
     second.state = "ready"
+    await agent_records.say_state(first)
+    assert not first.stopping.is_set()  # nobody was heard yet
     await agent_records.say_state(second)
     await agent_records.say_state(first)
     assert first.stopping.is_set()
@@ -89,6 +93,45 @@ async def test_the_next_agent_at_the_same_place_takes_over_at_once_and_the_last_
     await agent_records.forget(second)
     assert not await redis.exists(keys.replica("pod"), keys.replica_holder("pod"))
     assert await redis.smembers(keys.replicas()) == set()
+
+
+async def test_the_last_word_of_a_predecessor_that_a_failover_brings_back_stops_nobody(
+    make, monkeypatch
+):
+    monkeypatch.setattr(agent_records, "HEARTBEAT_EXPIRES_SECONDS", 1)
+    first, second = make("127.0.0.1:8100"), make("127.0.0.1:8100")
+    with redis_fleet(replicas=1) as fleet:
+        master, replica = fleet.nodes
+        promoted = fleet.url.replace(str(master.port), str(replica.port))
+        async with connect(fleet.url) as before, connect(promoted) as after:
+            first.redis = second.redis = before
+            await agent_records.claim(first)
+            assert await before.wait(1, 2000) == 1
+            await after.replicaof("NO", "ONE")  # what the master hears from here on is lost
+            await agent_records.claim(second)
+            second.redis = after
+            await agent_records.say_state(second)
+            assert await after.get(keys.replica_holder("pod")) == first.holder.encode()
+
+            async def has_the_name() -> bool:
+                await agent_records.say_state(second)
+                return await after.get(keys.replica_holder("pod")) == second.holder.encode()
+
+            await eventually(has_the_name)
+            assert not second.stopping.is_set()
+            assert second.superseded == ""
+
+
+async def test_of_two_that_live_one_stops_after_a_failover_too(make, redis):
+    """What the Redis knows again may also be the word of somebody who goes on."""
+    first, second = make("127.0.0.1:8100"), make("127.0.0.1:8200")
+    await agent_records.claim(first)
+    for _ in range(2):
+        await agent_records.say_state(first)
+        await agent_records.say_state(second)
+    assert second.stopping.is_set()
+    assert second.superseded == first.holder
+    assert not first.stopping.is_set()
 
 
 async def test_an_agent_whose_name_was_taken_stops_its_engine_and_ends_with_an_error(
@@ -101,8 +144,10 @@ async def test_an_agent_whose_name_was_taken_stops_its_engine_and_ends_with_an_e
     life = asyncio.create_task(agents.live(first))
     await eventually(lambda: redis.exists(keys.replica_holder("pod")))
     await agent_records.claim(second)
+    beats = asyncio.create_task(agent_records.heartbeats(second))
     with pytest.raises(StartError, match="taken over"):
         await asyncio.wait_for(life, 10)
+    beats.cancel()
     assert await redis.get(keys.replica_holder("pod")) == second.holder.encode()
 
 

@@ -30,7 +30,7 @@ from core.settings import Settings
 from feedback import erasure
 from feedback.erasing import erase_what_is_due
 from serving import agent as agents
-from serving import agent_records
+from serving import agent_copies, agent_records
 from serving.agent_state import Agent
 from tests.core.test_registry import card
 from tests.feedback.factory import api_key
@@ -306,7 +306,7 @@ class Releases(RuleBasedStateMachine):
         patch.setattr(agents, "stop_engine", lambda engine, grace: None)
         patch.setattr(agents, "client_of", lambda spec: self.engines[name])
         patch.setattr(agents, "wait_until_ready", at_once)
-        patch.setattr(agents, "verify", lambda *what, **how: None)
+        patch.setattr(agent_copies, "verify", lambda *what, **how: None)
         patch.setattr(agents, "PROGRESS_SECONDS", 3600.0)
         patch.setattr(agents, "FIRST_RETRY_SECONDS", 0.0)
 
