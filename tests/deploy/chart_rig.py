@@ -36,8 +36,17 @@ MATRIX: dict[str, dict[str, Any]] = {
                 "sentinels": "redis-a:26379,redis-b:26379",
                 "sentinelService": "mymaster",
                 "tls": True,
-                "passwordSecret": {"name": "redis-password"},
+                "passwordSecret": {"name": "redis-keda", "usernameKey": "user"},
+                "sentinelSecret": {"name": "sentinel-keda", "key": "word", "usernameKey": "name"},
             }
+        },
+    },
+    "cluster": {
+        "redis": {
+            "cluster": {"nodes": ["redis-a:6379", "redis-b"], "tls": True},
+            "tls": {"secretName": "redis-tls"},
+            "waitReplicas": 1,
+            "brokerSecret": {"name": "broker"},
         },
     },
     "gpu": {
@@ -46,7 +55,11 @@ MATRIX: dict[str, dict[str, Any]] = {
         "profile": "paper",
         "promotion": "auto",
         "engines": {**_GPU, "replicas": 3, "runtimeClassName": "nvidia", "shmSize": "8Gi"},
-        "workers": {"gpu": {"count": 8}, "nodeSelector": {"pool": "train"}},
+        "workers": {
+            "gpu": {"count": 8},
+            "nodeSelector": {"pool": "train"},
+            "keda": {"enabled": True, "address": "redis:6379", "passwordSecret": {"name": "keda"}},
+        },
         "networkPolicy": {
             "redis": [{"ipBlock": {"cidr": "10.9.0.0/24"}}],
             "extraEgress": {"init": [{"ports": [{"port": 443, "protocol": "TCP"}]}]},
@@ -144,9 +157,16 @@ def named(case: str, kind: str, ending: str) -> dict[str, Any]:
     return found
 
 
+def hook(one: dict[str, Any]) -> str:
+    """Of which hook of Helm a resource is, if of any but its test."""
+    said: str = one["metadata"].get("annotations", {}).get("helm.sh/hook", "")
+    return "" if said == "test" else said
+
+
 def pods(case: str) -> dict[str, dict[str, Any]]:
     """Templates of pods (metadata, spec) by their component."""
-    found = [one["spec"]["template"] for one in of_kind(case, "Deployment", "StatefulSet", "Job")]
+    lasting = [one for one in of_kind(case, "Deployment", "StatefulSet", "Job") if not hook(one)]
+    found = [one["spec"]["template"] for one in lasting]
     found += of_kind(case, "Pod")
     return {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod for pod in found}
 

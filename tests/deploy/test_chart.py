@@ -150,7 +150,8 @@ def test_a_release_with_a_long_name_still_has_names_that_kubernetes_takes():
         ({"gateway": {"replicas": 0}}, "replicas"),
         ({"image": {"tag": "latest"}}, "tag"),
         ({"redis": {"url": "redis://:secret@redis:6379/0"}}, "url"),
-        ({"redis": {"url": "redis+cluster://redis:6379"}}, "url"),
+        ({"redis": {"url": "redis-cluster://redis:6379"}}, "url"),
+        ({"redis": {"cluster": {"nodes": ["redis://redis:6379"]}}}, "nodes"),
         ({"profile": "gpu"}, "profile"),
         ({"engines": {"resources": {"limits": {"cpu": None}}}}, "limits"),
         ({"engines": {"shmSize": "2 GB"}}, "shmSize"),
@@ -160,6 +161,7 @@ def test_a_release_with_a_long_name_still_has_names_that_kubernetes_takes():
         ({"externalEngines": {"urls": ["vllm:8000"]}}, "urls"),
         ({"ingress": {"enabled": True}}, "host"),
         ({"workers": {"keda": {"address": "redis://redis:6379"}}}, "address"),
+        ({"engines": {"localSize": "900Mi"}}, "localSize"),
         ({"networkPolicy": {"clients": [{"namespace": "apps"}]}}, "clients"),
         ({"storage": {"policiesUrl": "s3://key:secret@bucket"}}, "policiesUrl"),
     ],
@@ -177,12 +179,40 @@ def test_values_that_cannot_be_meant_are_refused_by_their_name(values, said):
     [
         ({}, "exactly one Redis is needed, none is given"),
         ({"redis": {"url": "redis://a:6379", "trial": {"enabled": True}}}, "redis.url, redis.tri"),
+        ({"redis": {"cluster": {"nodes": ["a:6379"]}}}, "set redis.brokerSecret.name"),
+        ({"redis": {"url": "rediss+cluster://a:6379"}}, "set redis.brokerSecret.name"),
         (
             {
                 "redis": {"url": "redis://a:6379"},
                 "workers": {"keda": {"enabled": True}},
             },
             "workers.keda: set address",
+        ),
+        (
+            {
+                "redis": {"url": "redis://a:6379"},
+                "workers": {
+                    "keda": {
+                        "enabled": True,
+                        "address": "a:6379",
+                        "passwordSecret": {"usernameKey": "user"},
+                    }
+                },
+            },
+            "passwordSecret.name: set that",
+        ),
+        (
+            {
+                "redis": {"url": "redis://a:6379"},
+                "workers": {
+                    "keda": {
+                        "enabled": True,
+                        "address": "a:6379",
+                        "sentinelSecret": {"name": "sentinel"},
+                    }
+                },
+            },
+            "sentinelSecret is for Sentinels",
         ),
         (
             {
@@ -228,8 +258,49 @@ def test_a_package_holds_what_it_needs_and_renders_the_same(tmp_path):
     assert {name.rsplit("/", 1)[1]: text for name, text in said.items()} == files("gpu")
 
 
+@pytest.mark.parametrize(
+    ("case", "wanted"),
+    [
+        ("full", {"password": ("turn-instructloop-redis", "password")}),
+        ("gpu", {"password": ("keda", "password")}),
+        (
+            "sentinel",
+            {
+                "username": ("redis-keda", "user"),
+                "password": ("redis-keda", "password"),
+                "sentinelUsername": ("sentinel-keda", "name"),
+                "sentinelPassword": ("sentinel-keda", "word"),
+                "ca": ("redis-tls", "ca.crt"),
+                "cert": ("redis-tls", "tls.crt"),
+                "key": ("redis-tls", "tls.key"),
+            },
+        ),
+    ],
+)
+def test_keda_logs_in_by_references_to_secrets_in_every_trigger(case, wanted):
+    (authentication,) = of_kind(case, "TriggerAuthentication")
+    given = authentication["spec"]["secretTargetRef"]
+    assert {one["parameter"]: (one["name"], one["key"]) for one in given} == wanted
+    (scaled,) = of_kind(case, "ScaledObject")
+    for trigger in scaled["spec"]["triggers"]:
+        assert trigger["authenticationRef"]["name"] == authentication["metadata"]["name"]
+        assert trigger["metadata"]["enableTLS"] == str(case == "sentinel").lower()
+        # KEDA refuses what is said in both places
+        assert not {"tls", "username", "password"} & {*trigger["metadata"]}
+
+
+def test_an_engine_knows_how_much_disk_its_copies_have():
+    (engine,) = of_kind("s3", "StatefulSet")
+    (container,) = engine["spec"]["template"]["spec"]["containers"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    volumes = {one["name"]: one for one in engine["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["local"]["emptyDir"]["sizeLimit"] == "15Gi"
+    assert float(variables["INSTRUCTLOOP_ENGINE__COPIES_GIB"]) == 13.5
+    assert "INSTRUCTLOOP_ENGINE__COPIES_GIB" not in files("gpu")["engine.yaml"]
+
+
 def test_keda_looks_at_the_queues_and_the_stream_that_there_are():
-    for case in ("full", "sentinel"):
+    for case in ("full", "sentinel", "gpu"):
         (scaled,) = of_kind(case, "ScaledObject")
         watched = {t["metadata"].get("listName", "") for t in scaled["spec"]["triggers"]} - {""}
         assert watched == {f"{keys.PREFIX}broker:{queue}" for queue in (CONTROL, LEARNING)}

@@ -253,5 +253,5 @@ def test_another_specification_of_the_first_job_has_another_name():
     same, other = name({}), name({"model": "org/another"})
     assert same == name({"gateway": {"replicas": 5}})
     assert same != other
-    assert named("secret", "Job", "")["metadata"]["name"] == same
+    assert named("secret", "Job", same)
     assert pods("secret")["init"]["spec"]["restartPolicy"] == "OnFailure"

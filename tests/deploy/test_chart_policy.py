@@ -6,7 +6,9 @@ import pytest
 import yaml
 from chart_rig import CASES, CHART, MATRIX, containers, of_kind, pods, resources
 
+from core.redis_address import read_address
 from core.settings import PREFIX, load_settings
+from learning.worker.broker import broker_url
 
 LASTING = {"gateway", "engine", "worker", "beat", "redis"}
 PLAIN_VOLUMES = {"emptyDir", "configMap", "secret", "persistentVolumeClaim"}
@@ -179,6 +181,9 @@ def test_what_values_say_reaches_the_processes(monkeypatch, tmp_path):
     assert sentinel.redis_url == "rediss+sentinel://redis-a:26379,redis-b/mymaster/0"
     assert sentinel.redis_wait_replicas == 1
     assert str(sentinel.redis_key_file) == "/etc/instructloop/redis/tls.key"
+    cluster = gateway("cluster")
+    assert read_address(cluster.redis_url).nodes == (("redis-a", 6379), ("redis-b", 6379))
+    assert broker_url(cluster) == "redis://broker:6379/0"
     assert gateway("gpu").promotion == "auto"
 
 

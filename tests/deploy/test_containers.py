@@ -219,3 +219,14 @@ def test_grafana_finds_its_source_and_the_dashboards():
     mounts = dict(m.split(":")[:2][::-1] for m in compose()["services"]["grafana"]["volumes"])
     folder = (HERE / mounts[provider["options"]["path"]]).resolve()
     assert [json.loads(path.read_text())["title"] for path in folder.glob("*.json")]
+
+
+def test_both_images_have_the_driver_that_the_chart_offers():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (driver,) = project["optional-dependencies"]["s3"]
+    lock = (ROOT / "deploy" / "locks" / "s3.txt").read_text()
+    assert f"{driver} \\" in lock
+    assert "-r deploy/locks/s3.txt" in (HERE / "Dockerfile").read_text()
+    assert '".[gpu,s3]"' in (HERE / "Dockerfile.gpu").read_text()
+    ours = {need.split("==")[0]: need.split("==")[1] for need in project["dependencies"]}
+    assert driver == f"s3fs=={ours['fsspec']}"  # fsspec and its drivers have one version
