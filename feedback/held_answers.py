@@ -2,7 +2,8 @@
 
 What firewall.py suspects gets `held`, with the reason, on the answer within its task: it trains
 nothing, counts as no vote and in no agreement until somebody decides. A decision about one answer
-is kept on the answer, one about a rater with those about feedback. Knows no HTTP.
+is kept on the answer, one about a rater with those about feedback. A task whose answer is rejected
+is offered to others again. Knows no HTTP.
 """
 
 import json
@@ -10,15 +11,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from core import keys, registry
-from core.errors import Conflict
+from core import keys, loop, registry
+from core.errors import Conflict, NotFound
 from core.records import Answer, LabelingTask
 from core.redis_client import Redis, redis_errors
+from core.registry import milliseconds
 from core.setting_groups import FeedbackSettings
 from feedback import labeling
 from feedback.firewall import suspect_answers
+from feedback.labeling_rules import REJECTED, index_of, is_done, score_of
 
-REJECTED = "rejected by a person"
 _INDEXES = ("training", "evaluation")
 _ATTEMPTS = 20
 
@@ -129,10 +131,35 @@ async def _change(redis: Redis, task_id: str, updates: Mapping[str, Mapping[str,
             return False
         old = LabelingTask.model_validate_json(raw)
         new = _marked(old, updates)
+        await _offer(redis, old, new)
         waits = bool(labeling.sealed_notes(new))
         if new == old or await labeling.replace_notes(redis, raw, new, done=not waits):
             return True
     raise Conflict("this task is being changed by somebody else: try again")
+
+
+async def _offer(redis: Redis, old: LabelingTask, new: LabelingTask) -> None:
+    """Open a task again, or close it, where that follows from a decision.
+
+    Before the task is written: who is killed in between has changed nothing, because whether a task
+    is free is read from the task itself. What a round closed stays closed.
+    """
+    if is_done(new) and is_done(old):
+        return
+    with redis_errors():
+        if is_done(new) or await _is_wanted(redis, new):
+            score = score_of(new, now=milliseconds())
+            await redis.zadd(keys.labeling_open(index_of(new)), {new.id: score}, xx=True)
+
+
+async def _is_wanted(redis: Redis, task: LabelingTask) -> bool:
+    """Whether answers still count: votes do until their round is over."""
+    if task.mode == "training" or task.gold:
+        return True
+    try:
+        return (await loop.get_run(redis, task.run_id)).finished_at is None
+    except NotFound:
+        return False
 
 
 async def _tell(redis: Redis, new: Mapping[str, Mapping[str, str]]) -> None:

@@ -20,7 +20,8 @@ from core.redis_client import Redis, redis_errors
 from core.setting_groups import FeedbackSettings
 from feedback import store
 from feedback.firewall import suspects
-from feedback.held_answers import REJECTED, HeldAnswer, decide_answers, held_answers
+from feedback.held_answers import HeldAnswer, decide_answers, held_answers
+from feedback.labeling_rules import REJECTED
 from feedback.speakers import end_user, with_speakers
 
 Decision = Literal["released", "rejected"]

@@ -13,6 +13,9 @@ from core.errors import Conflict, Unprocessable
 from core.records import Answer, LabelingTask
 
 DONE = "+inf"
+REJECTED = "rejected by a person"
+MOST_REJECTED = 5
+"""A task is offered no more once so many of its answers were rejected: it may be the task."""
 Mode = Literal["training", "evaluation"]
 
 
@@ -37,7 +40,21 @@ def is_free(task: LabelingTask, rater: str, *, now: int) -> bool:
     """Whether the task may be leased to this rater at `now` (milliseconds)."""
     leased = task.leased_by is not None and now < task.leased_until * 1000
     known = any(answer.rater == rater for answer in task.answers)
-    return not leased and not known and len(rankings_of(task)) < task.wanted
+    return not leased and not known and not is_done(task)
+
+
+def is_done(task: LabelingTask) -> bool:
+    """Whether nobody is to be given it any more; a rejected answer is as none."""
+    rankings = rankings_of(task)
+    rejected = sum(answer.held == REJECTED for answer in rankings)
+    return len(rankings) - rejected >= task.wanted or rejected >= MOST_REJECTED
+
+
+def score_of(task: LabelingTask, *, now: int) -> int | str:
+    """From when it may be leased, in milliseconds; `+inf` when it is done."""
+    if is_done(task):
+        return DONE
+    return max(int(task.leased_until * 1000), now) if task.leased_by else now
 
 
 def answered(task: LabelingTask, answer: Answer, *, now: int) -> Step:
@@ -46,7 +63,7 @@ def answered(task: LabelingTask, answer: Answer, *, now: int) -> Step:
     trains = task.mode == "training" and not task.gold
     return Step(
         done,
-        DONE if len(rankings_of(done)) >= task.wanted else now,
+        score_of(done, now=now),
         seen=True,
         rankings=int(trains),
         comparisons=num_pairs(answer.ranking) if trains else 0,

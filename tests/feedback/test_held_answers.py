@@ -4,13 +4,14 @@ from random import Random
 
 import pytest
 
-from core import keys, registry
+from core import keys, loop, registry
 from core.errors import NotFound
 from core.records import Answer, LabelingTask
 from core.setting_groups import FeedbackSettings
 from feedback import holding, labeling
 from feedback.firewall import BURST, EXTREME, LOCKSTEP, suspect_answers
 from feedback.held_answers import hold_back_answers, hold_back_votes
+from feedback.labeling_rules import MOST_REJECTED
 from feedback.preferences import labeling_rows
 from feedback.raters import verdicts
 from tests.feedback.test_labeling import task
@@ -165,3 +166,105 @@ async def test_the_firewall_can_be_turned_off_and_what_was_erased_meanwhile_is_g
     assert await hold_back_answers(redis, tasks, FeedbackSettings(hold_back=False)) == tasks
     assert await hold_back_answers(redis, tasks, SETTINGS) == tasks  # none is in Redis
     assert await redis.keys("*") == []
+
+
+async def lease(redis, rater, heldout=False):
+    """The id of the task that a rater is given next."""
+    found = await labeling.next_task(
+        redis, tenant="acme", rater=rater, heldout=heldout, settings=SETTINGS
+    )
+    return found.id if found else None
+
+
+async def say(redis, task_id, rater, heldout=False):
+    """A rater answers what they hold."""
+    done = answered([task(task_id)], rater, heldout=heldout)[0].answers[0]
+    await labeling.answer_task(
+        redis, task_id=task_id, tenant="acme", answer=done, reply="", same=lambda a, b: a == b
+    )
+
+
+async def suspect(redis, task_id, rater):
+    """As the firewall marks it."""
+    old = await stored(redis, task_id)
+    marked = tuple(
+        a.model_copy(update={"held": BURST}) if a.rater == rater else a for a in old.answers
+    )
+    new = old.model_copy(update={"answers": marked})
+    await redis.set(keys.labeling_task(task_id), new.model_dump_json())
+
+
+async def test_a_task_whose_answer_is_rejected_is_offered_to_others_again(redis):
+    await put(redis, [task("t1")])
+    assert await lease(redis, "bot") == "t1"
+    await say(redis, "t1", "bot")
+    await suspect(redis, "t1", "bot")
+    assert await lease(redis, "ann") is None  # nobody has decided
+    assert await decide(redis, "t1:bot", "rejected") == 1
+    assert await decide(redis, "t1:bot", "rejected") == 1  # twice is as once
+    assert await lease(redis, "bot") is None
+    assert await lease(redis, "ann") == "t1"
+    assert await decide(redis, "t1:bot", "rejected") == 1
+    assert await lease(redis, "bob") is None  # it is leased
+    await say(redis, "t1", "ann")
+    assert await lease(redis, "bob") is None
+    assert await labeling.task_counts(redis) == {"open": 0, "leased": 0, "done": 1}
+    assert [a.rater for a in (await stored(redis, "t1")).answers] == ["bot", "ann"]
+
+
+async def test_a_decision_that_is_taken_back_closes_the_task_again(redis):
+    await put(redis, [task("t1")])
+    await lease(redis, "bot")
+    await say(redis, "t1", "bot")
+    await suspect(redis, "t1", "bot")
+    await decide(redis, "t1:bot", "rejected")
+    assert (await labeling.task_counts(redis))["open"] == 1
+    await decide(redis, "t1:bot", "released")
+    assert await lease(redis, "ann") is None
+    assert (await labeling.task_counts(redis))["done"] == 1
+
+
+async def test_what_a_rejected_rater_says_later_leaves_the_task_to_others(redis):
+    tasks = answered(some_tasks(20), "sevens", rating=7)
+    await put(redis, tasks)
+    await hold_back_answers(redis, tasks, SETTINGS)
+    await decide(redis, "sevens", "rejected")
+    await put(redis, [task("later")])
+    assert await lease(redis, "sevens") == "later"
+    await say(redis, "later", "sevens")
+    await hold_back_answers(redis, [await stored(redis, "later")], SETTINGS)
+    given = set()
+    while (one := await lease(redis, "ann")) is not None:
+        given.add(one)
+        await say(redis, one, "ann")
+    assert given == {"later", *(f"t{n}" for n in range(20))}
+
+
+async def test_a_task_is_offered_no_more_when_all_that_is_said_of_it_is_rejected(redis):
+    await put(redis, [task("t1")])
+    for n in range(MOST_REJECTED):
+        assert await lease(redis, f"bot{n}") == "t1"
+        await say(redis, "t1", f"bot{n}")
+        await suspect(redis, "t1", f"bot{n}")
+        await decide(redis, f"t1:bot{n}", "rejected")
+    assert await lease(redis, "ann") is None
+    assert (await labeling.task_counts(redis))["done"] == 1
+
+
+async def test_a_vote_is_asked_again_while_its_round_is_on_and_never_after_it(redis):
+    run = await loop.request_run(redis, stages=("vote", "gate"), wanted_by="tests")
+    over = loop.ended(run, "refused", "no", now=1.0).model_copy(update={"id": "r-over"})
+    await redis.set(keys.run("r-over"), over.model_dump_json())
+    votes = {"on": run.id, "over": "r-over", "unknown": "r-none"}
+    await put(redis, [task(name, mode="evaluation", run_id=of) for name, of in votes.items()])
+    for _ in votes:
+        await say(redis, str(await lease(redis, "bot", heldout=True)), "bot", heldout=True)
+    for name, of in votes.items():
+        await suspect(redis, name, "bot")
+        if name != "on":
+            await labeling.close_tasks(redis, of)
+    for name in votes:
+        assert await decide(redis, f"{name}:bot", "rejected") == 1
+    assert await lease(redis, "ann", heldout=True) == "on"
+    await say(redis, "on", "ann", heldout=True)
+    assert await lease(redis, "ann", heldout=True) is None
