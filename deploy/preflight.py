@@ -8,8 +8,9 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from core.errors import StartError
+from core.errors import StartError, Unprocessable
 from core.settings import Settings
+from learning.evaluation.regression_suites import read_suites
 
 _STATE_DISK_MIB = 2048
 
@@ -81,8 +82,19 @@ def check_model(model: str) -> None:
         raise StartError(f"{model} has no *.safetensors file: {advice}")
 
 
+def check_suites(settings: Settings) -> None:
+    """Raises StartError when a round would find a regression suite that is none."""
+    if not settings.learning.enabled:
+        return
+    try:
+        read_suites(settings.learning.gate.suites)
+    except Unprocessable as error:
+        raise StartError(f"{error.message} (INSTRUCTLOOP_LEARNING__GATE__SUITES)") from None
+
+
 def preflight(settings: Settings) -> None:
     """All checks that need nothing to run yet."""
     check_port(settings.gateway.host, settings.gateway.port)
     check_disk(settings.state_dir)
     check_model(settings.model)
+    check_suites(settings)

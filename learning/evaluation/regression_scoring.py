@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from learning.evaluation.regression_suites import (
-    Item,
-    Question,
-    Suite,
-    choice_groups,
-    is_right,
-    questions,
-)
+from learning.evaluation.regression_questions import Question, choice_groups, questions
+from learning.evaluation.regression_suites import Item, Suite, is_right
 from learning.gate.regressions import Regression, compared
 from learning.policy.experience import row_logprobs
 from learning.training.packing import Group, pack

@@ -3,8 +3,9 @@
 A suite is a JSONL file. Each line has a `prompt` (plain text that is continued) or `messages` (a
 chat), and either `choices` with `answer`, the place of the right one, or `expected`, the right
 answer or several, with `match`: `exact` (the default) or `contains`. One suite of our own is always
-run. Knows files and tokens, no model; learning/evaluation/regression_scoring.py asks,
-learning/gate/regressions.py compares.
+run. Knows files, no tokens and no model, so that a bad file is found where it is given;
+learning/evaluation/regression_questions.py makes questions of items, regression_scoring.py asks
+them, learning/gate/regressions.py compares.
 """
 
 import json
@@ -15,11 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from transformers import PreTrainedTokenizerBase
 
 from core.errors import Unprocessable
-from learning.training.encoding import encode_prompt
-from learning.training.packing import Group
 
 BUNDLED = Path(__file__).parent / "suites" / "basics.jsonl"
 
@@ -72,14 +70,6 @@ class Suite:
     items: tuple[Item, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """An item that is answered in words, as the engine is asked it."""
-
-    item: Item
-    prompt: tuple[int, ...]
-
-
 def read_suites(paths: Sequence[Path]) -> list[Suite]:
     """The bundled suite and those of the given files. Raises Unprocessable for what is none."""
     suites = [read_suite(path) for path in (BUNDLED, *paths)]
@@ -109,36 +99,6 @@ def read_suite(path: Path) -> Suite:
     return Suite(path.stem, tuple(items))
 
 
-def choice_groups(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[Group]:
-    """The items with choices as prompts with several answers, without an end token.
-
-    A plain prompt is continued by a space and the choice.
-    """
-    return [
-        Group(
-            prompt=tuple(encode_prompt(item.content, tokenizer)),
-            answers=[_choice_ids(item, choice, tokenizer) for choice in item.choices],
-        )
-        for item in items
-        if item.choices
-    ]
-
-
-def questions(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
-    """The items that are answered in words."""
-    return [
-        Question(item, tuple(encode_prompt(item.content, tokenizer)))
-        for item in items
-        if not item.choices
-    ]
-
-
-def longest_first(asked: Sequence[Question]) -> list[tuple[int, list[int]]]:
-    """Most tokens of an answer, and the numbers of the questions that allow as many."""
-    lengths = sorted({question.item.max_tokens for question in asked}, reverse=True)
-    return [(n, [i for i, q in enumerate(asked) if q.item.max_tokens == n]) for n in lengths]
-
-
 def is_right(item: Item, text: str) -> bool:
     """Whether an answer in words is right; of a continuation only the first line counts."""
     said = normalised(text.lstrip().partition("\n")[0] if item.messages is None else text)
@@ -150,9 +110,3 @@ def is_right(item: Item, text: str) -> bool:
 def normalised(text: str) -> str:
     """Words and numbers in small letters, one space between: dots and capitals do not count."""
     return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-def _choice_ids(item: Item, choice: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    text = choice if item.prompt is None else f" {choice.strip()}"
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return tuple(ids)

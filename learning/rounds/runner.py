@@ -66,6 +66,8 @@ async def _advance(work: Work, run: Run, lease: Lease) -> Step:
         return "waiting"
     if no_room := room_of(work.settings.state_dir, work.settings.room).lacking("learning"):
         state = run.states.get(run.stage, StageState(started_at=time.time()))
+        if state.message != no_room:  # else nobody has written or removed anything since
+            await _make_room(work, lease)
         return await _wait(work, with_state(run, state), lease, no_room)
     run = await _begin(work, run, lease)
     began = time.monotonic()

@@ -15,6 +15,7 @@ from core.redis_client import redis_errors
 from feedback.held_answers import hold_back_votes
 from feedback.labeling import close_tasks
 from feedback.snapshot import write_snapshot
+from learning.evaluation.regression_suites import read_suites
 from learning.reward_model.labeling_worth import publish_disagreement
 from learning.rounds.child import log_line, numbers, read_figures
 from learning.rounds.judging import judge_and_publish, snapshot_data
@@ -54,6 +55,8 @@ async def _stage(work: Work, run: Run, lease: Lease) -> Result:
     earlier = [other.id for other in await loop.list_runs(work.redis, 0) if other.id != run.id]
     sources = choose_sources(work.folders, run, earlier)
     run = await _with_parent(work, run, sources, lease)
+    if run.stage == run.stages[0] and "evaluate" in run.stages:
+        read_suites(work.settings.learning.gate.suites)  # hours before they are asked
     if run.stage == "snapshot":
         await _close_left_open(work, earlier)
         result = await _write_snapshot(work, run, lease)

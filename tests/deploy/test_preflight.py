@@ -64,3 +64,26 @@ def test_a_complete_model_folder_and_a_hub_id_pass(tmp_path):
 def test_a_model_folder_that_is_not_there_is_named():
     with pytest.raises(StartError, match="/nowhere/model"):
         check_model("/nowhere/model")
+
+
+def test_a_bad_regression_suite_stops_a_start_and_needs_no_torch_to_be_found(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a", "expected": "b"}\n{"prompt": "a"}\n')
+    code = f"""
+import sys
+from core.errors import StartError
+from core.settings import Settings
+from deploy.preflight import check_suites
+off = Settings(learning={{"enabled": False, "gate": {{"suites": [{str(path)!r}]}}}})
+check_suites(off)
+try:
+    check_suites(Settings(learning={{"gate": {{"suites": [{str(path)!r}]}}}}))
+except StartError as error:
+    print(error.message)
+print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said, loaded = ended.stdout.splitlines()
+    assert f"{path}, line 2" in said
+    assert "INSTRUCTLOOP_LEARNING__GATE__SUITES" in said
+    assert loaded == "[]"
