@@ -117,14 +117,24 @@ class PolicySettings(Group):
     """Passes over one iteration."""
     learning_rate: float = Field(6e-5, ge=0.0)
     """Peak of the schedule."""
-    warmup_iterations: int = Field(1, ge=0)
-    """The rate climbs from a tenth of its peak over this many iterations."""
+    warmup_iterations: int | None = Field(None, ge=0)
+    """The rate climbs from a tenth of its peak over this many iterations. Unset: an eighth of all,
+    at least one, at most the paper's ten."""
     value_learning_rate: float = Field(1e-4, ge=0.0)
     """Of the value model, constant."""
     value_only_iterations: int = Field(2, ge=0)
     """Passes of the value model over the first rollouts before the policy moves."""
     value_frozen_share: Fraction = 0.5
     """Share of the value model's layers, from the bottom, that stay those of the reward model."""
+    lora_rank: int = Field(0, ge=0, le=1024)
+    """Rank of LoRA adapters, which then learn in place of the weights, for what does not fit: 16 is
+    usual, and wants about ten times the learning rates. Released are whole weights all the same.
+    0: all weights learn, as in the paper."""
+    lora_alpha: Positive = 32.0
+    """What adapters say counts `lora_alpha` / `lora_rank` times."""
+    lora_targets: tuple[str, ...] = ()
+    """Linear layers that get an adapter, by the last parts of their names, such as `q_proj`; none
+    named: all of attention and feed-forward."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
     """Of Adam."""
     adam_eps: Positive = 1e-5
@@ -143,8 +153,9 @@ class PolicySettings(Group):
     """beta of equation 2, per token, as k1 in the reward."""
     adaptive_kl_target: float | None = None
     """Nats per answer that the adaptive controller aims at; unset keeps beta fixed."""
-    adaptive_kl_horizon: int = Field(500, ge=1)
-    """Episodes over which the adaptive controller acts."""
+    adaptive_kl_horizon: int | None = Field(None, ge=1)
+    """Episodes over which the adaptive controller acts. Unset: half of the run's, at most 10,000
+    (those of the paper's predecessor)."""
     stop_kl_per_token: Positive = 0.15
     """The run ends before the next update once its answers are this far from the anchor."""
     ptx_coef: float | None = Field(None, ge=0.0)
@@ -269,6 +280,10 @@ class LearningSettings(Group):
     """New untied pairs that start a round before its schedule."""
     interval_seconds: int = Field(86_400, ge=1)
     """A round also starts this long after the last, if anything new was said."""
+    pretraining_text: Path | None = None
+    """Plain text of the kind that the model was trained on, for the pretraining term of PPO and the
+    anchor's mix: a file or folder of .txt, .md, .jsonl or .parquet (field `text`), where workers
+    reach it. Unset: Python's reference topics, which do for small models alone."""
     anchor: str = "v0000"
     """What policies are held to, and where each reward model begins: `v0000`, or a version of
     supervised fine-tuning, whose anchor PPO then also starts from until a policy of PPO is live."""

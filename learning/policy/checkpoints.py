@@ -11,7 +11,7 @@ judge what is released. Knows folders and the learner's engine; the run is learn
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from learning.policy.run import PolicyRun, whole_policy
 from learning.policy.setup import Setup
 from learning.training.distributed import is_first, put, told_by_first, wait
 from learning.training.learner_engine import LearnerEngine, saved_tensors
+from learning.training.lora import adapters, has_adapters, without_adapters
 from learning.training.rollouts import Rollouts, finished_groups, layouts, rollouts_of
 
 _FILE = "model.safetensors"
@@ -60,7 +61,12 @@ class Choice:
 
 def keep_average(run: PolicyRun, folder: Path, *, most: int) -> None:
     """Write the averaged weights as they would be released; older ones than the last `most` go."""
-    tensors = _averaged(run)
+    names = _names(run)
+    averages = {
+        names[id(parameter)]: averaged
+        for parameter, averaged in zip(run.policy_optimiser.parameters, run.average, strict=True)
+    }
+    tensors = _tensors(run, averages)
     if is_first():
         _write(tensors, folder / str(run.iteration))
         for number in kept_iterations(folder)[:-most]:
@@ -96,9 +102,9 @@ def best_checkpoint(
     kept = told_by_first(lambda: kept_iterations(folder))
     if not kept or not setup.validation:
         return Choice(1.0, kept[-1] if kept else run.iteration)
-    last = whole_policy(run)
-    if last is not None:
-        _write(saved_tensors(last), folder / _LAST)
+    last = _tensors(run)
+    if is_first():
+        _write(last, folder / _LAST)
     wait()
     places = _places(folder)
     found: dict[float, Measured] = {}
@@ -106,7 +112,7 @@ def best_checkpoint(
     def measured(back: float) -> Measured:
         if back not in found:
             leave_if_asked()
-            at = _folder_at(places, back, between=folder / _BETWEEN)
+            at = _folder_at(run, places, back, between=folder / _BETWEEN)
             found[back] = measure(setup, run, engine, at, f"{back:g}")
         return found[back]
 
@@ -172,13 +178,13 @@ def measure(
 
     rollouts = told_by_first(asked)
     groups = finished_groups(rollouts, end_token=int(setup.tokenizer.eos_token_id))
-    scores = answer_scores(run.models.reward_model, groups, token_budget=settings.token_budget)
+    with without_adapters(run.models.reward_model) as judge:
+        scores = answer_scores(judge, groups, token_budget=settings.token_budget)
     paid = replace_unfinished(scores, rollouts.ended, missing_eos_score=settings.missing_eos_score)
     order = range(len(rollouts.groups))
     parts = layouts(rollouts, minibatches=1, token_budget=settings.token_budget, order=order)
-    ref_logprobs, _ = policy_logprobs(
-        run.models.reference, rollouts, parts, temperature=settings.temperature
-    )
+    with without_adapters(run.models.reference) as anchor:
+        ref_logprobs, _ = policy_logprobs(anchor, rollouts, parts, temperature=settings.temperature)
     gaps = torch.where(rollouts.mask, rollouts.engine_logprobs - ref_logprobs, 0.0)
     return Measured(
         objectives=paid - settings.kl_coef * gaps.sum(dim=1),
@@ -210,11 +216,14 @@ def weights_at(places: Sequence[Path], back: float) -> dict[str, Tensor]:
     }
 
 
-def _folder_at(places: Sequence[Path], back: float, *, between: Path) -> Path:
-    if back == math.floor(back):
+def _folder_at(run: PolicyRun, places: Sequence[Path], back: float, *, between: Path) -> Path:
+    """A folder with all weights of the policy so far back; adapters are merged."""
+    adapted = has_adapters(run.models.policy)
+    if back == math.floor(back) and not adapted:
         return places[math.floor(back)]
+    whole = whole_policy(run, instead=weights_at(places, back)) if adapted else None
     if is_first():
-        _write(weights_at(places, back), between)
+        _write(saved_tensors(whole) if whole else weights_at(places, back), between)
     return between
 
 
@@ -229,22 +238,21 @@ def _write(tensors: dict[str, Tensor], folder: Path) -> None:
     save_file(tensors, folder / _FILE)
 
 
-def _averaged(run: PolicyRun) -> dict[str, Tensor]:
-    """The policy's tensors by name, with the average in the place of what is trained; nothing in
-    processes but the first."""
-    names = _names(run)
-    by_name = {
-        names[id(parameter)]: averaged
-        for parameter, averaged in zip(run.policy_optimiser.parameters, run.average, strict=True)
-    }
-    whole = whole_policy(run, instead=by_name)
+def _tensors(run: PolicyRun, instead: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The policy's tensors by name, or others in their place; nothing in processes but the first.
+
+    With LoRA the adapters alone, in all of them.
+    """
+    policy = run.models.policy
+    if has_adapters(policy):
+        return adapters(policy, instead)
+    whole = whole_policy(run, instead=instead)
     if whole is None:
         return {}
-    if whole is not run.models.policy:
+    if whole is not policy or instead is None:
         return saved_tensors(whole)
-    dtype = run.models.policy.dtype
-    trained = {name: each.to(dtype).cpu().contiguous() for name, each in by_name.items()}
-    return saved_tensors(whole) | trained
+    others = {name: each.to("cpu", policy.dtype).contiguous() for name, each in instead.items()}
+    return saved_tensors(whole) | others
 
 
 def _names(run: PolicyRun) -> dict[int, str]:

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from core.hyperparameters import PolicySettings
 from learning.policy.experience import Experience
 from learning.policy.run import PolicyRun
-from learning.policy.updates import PolicyStep
+from learning.policy.updates import PolicyStep, PtxBatch, text_loss
+from learning.training.lora import without_adapters
 from learning.training.text_quality import is_broken
 
 _SECONDS = "seconds_"
@@ -87,6 +88,17 @@ def throughput(figures: dict[str, float], experience: Experience) -> dict[str, f
     return {
         "rollout_tokens_per_second": rollouts.num_tokens / figures[f"{_SECONDS}rollouts"],
         "training_tokens_per_second": 2.0 * read / training if training else 0.0,
+    }
+
+
+def learned_figures(run: PolicyRun, text: PtxBatch) -> dict[str, float]:
+    """How many weights of the policy learned, and what that did to its loss on other text."""
+    with without_adapters(run.models.reference) as anchor:
+        before = text_loss(anchor, text)
+    return {
+        "trained_parameters": float(sum(p.numel() for p in run.policy_optimiser.parameters)),
+        "ptx_loss_before": before,
+        "ptx_loss_after": text_loss(run.models.policy, text),
     }
 
 

@@ -6,8 +6,9 @@ its parts of the weights (learning/training/distributed.py). Knows no engine and
 learning/policy/train.py moves it along.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from core.hyperparameters import PolicySettings
 from learning.policy.experience import Experience, on_device
 from learning.training import checkpoints
 from learning.training.distributed import (
+    device,
     gathered,
     num_processes,
     own_part,
     shard,
     told_by_first,
 )
-from learning.training.memory import Need, need_of
+from learning.training.lora import adapter_weights, add_adapters, has_adapters, merged
+from learning.training.memory import GIB, GRADIENT_BYTES, LORA_RANK, STATE_BYTES, Need, need_of
 from learning.training.models import (
     RewardModel,
     freeze_bottom,
@@ -39,13 +42,19 @@ from learning.training.optimizer import MasterAdamW
 from learning.training.packing import Group
 from learning.training.rollouts import Rollouts
 
+_SCRATCH_BYTES = GIB // 4
+"""Of passes of many kinds, and of code that is first used within the run."""
 _AVERAGE_BYTES = 4
 """Of each weight of the policy, in the moving average."""
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The four models. `reference` is the KL anchor; it and `reward_model` stay as they are."""
+    """The four models. `reference` is the KL anchor; it and `reward_model` stay as they are.
+
+    With LoRA they need not be models of their own, but are what `policy` and `value` began as: to
+    be used within `without_adapters`, which changes nothing where there are none.
+    """
 
     policy: PreTrainedModel
     reference: PreTrainedModel
@@ -87,9 +96,14 @@ class PolicyRun:
 
 
 def load_models(
-    *, parent: Path, anchor: Path, reward_model: Path, settings: PolicySettings
+    *, parent: Path, anchor: Path, reward_model: Path, settings: PolicySettings, seed: int = 0
 ) -> Models:
-    """The policy from the parent, the value model from the reward model with its bias (C.4)."""
+    """The policy from the parent, the value model from the reward model with its bias (C.4).
+
+    With LoRA the adapters of both are drawn from the seed.
+    """
+    if settings.lora_rank:
+        return _load_adapted(parent, anchor, reward_model, settings, seed)
     models = Models(
         policy=on_device(load_policy(parent)),
         reference=on_device(load_policy(anchor).requires_grad_(False)),
@@ -102,22 +116,55 @@ def load_models(
     return models
 
 
-def memory_need(models: Models, settings: PolicySettings) -> Need:
-    """What a run will take beside the models that are there."""
-    return need_of(
+def _load_adapted(
+    parent: Path, anchor: Path, reward_model: Path, settings: PolicySettings, seed: int
+) -> Models:
+    """Two models with adapters, and one more where the policy does not begin at the anchor."""
+    adapt = partial(
+        add_adapters,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        targets=settings.lora_targets,
+        seed=seed,
+    )
+    policy, value = load_policy(parent), load_reward_model(reward_model)
+    adapt(policy)
+    adapt(value.classifier, frozen_share=settings.value_frozen_share, heads=["score"])
+    on_device(policy)
+    same = parent.samefile(anchor)
+    reference = policy if same else on_device(load_policy(anchor).requires_grad_(False))
+    return Models(policy, reference, reward_model=on_device(value), value=value, parent=parent)
+
+
+def memory_need(models: Models, settings: PolicySettings, engine: object = None) -> Need:
+    """What a run will take beside the models that are there, and would with LoRA instead.
+
+    An engine that has a `model` has it in this process.
+    """
+    others = [models.reference, models.reward_model, getattr(engine, "model", None)]
+    need = need_of(
         [models.policy, models.value],
         models.policy,
         token_budget=settings.token_budget,
         processes=num_processes(),
         copy_bytes=_AVERAGE_BYTES,
+        beside=[model for model in others if model is not None],
+        scratch=_SCRATCH_BYTES,
     )
+    copied = sum(p.nbytes for p in models.policy.parameters()) * (device().type == "cpu")
+    if settings.lora_rank:
+        return replace(need, whole=copied)
+    adapters = adapter_weights(models.policy, rank=LORA_RANK)  # the value model has no more
+    state = (2 * STATE_BYTES + GRADIENT_BYTES + _AVERAGE_BYTES) * adapters
+    lora = replace(need, optimiser=state // num_processes(), whole=copied)
+    return replace(need, whole=copied * (num_processes() > 1), lora=lora)
 
 
 def new_run(models: Models, settings: PolicySettings) -> PolicyRun:
     """A run before its first step; many processes share the models from now on."""
-    for policy in (models.policy, models.reference):
+    for policy in dict.fromkeys((models.policy, models.reference)):  # with LoRA both may be one
         shard(policy, layers_of(policy))
-    for scored in (models.reward_model, models.value):
+    for scored in dict.fromkeys((models.reward_model, models.value)):
         shard(scored, layers_of(scored.classifier), exact=[scored.score])
     policy_optimiser = _optimiser(models.policy, settings)
     return PolicyRun(
@@ -130,12 +177,13 @@ def new_run(models: Models, settings: PolicySettings) -> PolicyRun:
 
 
 def whole_policy(
-    run: PolicyRun, *, instead: dict[str, Tensor] | None = None
+    run: PolicyRun, *, instead: Mapping[str, Tensor] | None = None
 ) -> PreTrainedModel | None:
     """The policy with all of its weights, or others by name, in the first of many processes; None
-    in the rest. Where there is one process it is the policy itself."""
-    parent = run.models.parent
-    return gathered(run.models.policy, lambda: load_policy(parent), instead=instead)
+    in the rest. Where there is one process it is the policy itself, but for adapters: those are
+    merged into a copy."""
+    whole = merged if has_adapters(run.models.policy) else gathered
+    return whole(run.models.policy, partial(load_policy, run.models.parent), instead=instead)
 
 
 def _optimiser(model: torch.nn.Module, settings: PolicySettings) -> MasterAdamW:

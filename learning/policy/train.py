@@ -21,6 +21,7 @@ import torch
 
 from core.hyperparameters import PolicySettings
 from learning.policy.advantages import explained_variance
+from learning.policy.alarms import alarms_said
 from learning.policy.checkpoints import (
     best_checkpoint,
     forget_later,
@@ -32,6 +33,7 @@ from learning.policy.experience import Experience
 from learning.policy.figures import (
     experience_figures,
     iteration_figures,
+    learned_figures,
     step_figures,
     summary,
     throughput,
@@ -56,7 +58,6 @@ from learning.policy.stops import divergence_named, stop_if_broken, stop_if_coll
 from learning.policy.updates import (
     calibrated_ptx_coef,
     policy_step,
-    text_loss,
     value_step,
 )
 from learning.training.distributed import (
@@ -66,7 +67,7 @@ from learning.training.distributed import (
     told_by_first,
     wait,
 )
-from learning.training.learner_engine import LearnerEngine, learner_engine
+from learning.training.learner_engine import LearnerEngine, stage_engine
 from learning.training.memory import announce, memory_figures
 from learning.training.rollouts import (
     Layout,
@@ -76,7 +77,7 @@ from learning.training.stage import run as run_stage
 
 _SHOWN = (
     "reward", "kl_to_anchor", "kl_per_token", "entropy", "clip_fraction", "ptx_loss",
-    "broken_share",
+    "broken_share", "engine_kl", "engine_alarms",
 )  # fmt: skip
 """What the progress file says of an iteration, for people and metrics"""
 
@@ -97,11 +98,12 @@ def _train(stage: Stage) -> dict[str, Any]:
             anchor=stage.path("anchor"),
             reward_model=stage.path("reward_model"),
             settings=setup.settings,
+            seed=setup.seed,
         )
         if engine is not None:
             engine.wait()
         wait()
-        need = memory_need(models, setup.settings)
+        need = memory_need(models, setup.settings, engine)
         announce(need, models.policy.device)
         run = _start_or_resume(stage, setup, models)
         while run.iteration < setup.settings.iterations and run.stopped is None:
@@ -123,10 +125,9 @@ def _train(stage: Stage) -> dict[str, Any]:
         summary(run, ema_decay=setup.ema_decay)
         | validation_figures(choice)
         | seconds
+        | learned_figures(run, setup.retention)
         | {
             "changed_share": changed,
-            "ptx_loss_before": text_loss(run.models.reference, setup.retention),
-            "ptx_loss_after": text_loss(run.models.policy, setup.retention),
             "memory": memory_figures(need, run.models.policy.device),
             "processes": num_processes(),
         }
@@ -139,13 +140,7 @@ def _engine(stage: Stage) -> Iterator[LearnerEngine | None]:
     if not is_first():
         yield None
         return
-    with learner_engine(
-        stage.path("parent"),
-        stage.inputs["engine"],
-        log=stage.folder / "engine.log",
-        fallback=stage.folder / "weights",
-        idle_priority=bool(stage.inputs.get("idle_priority")),
-    ) as engine:
+    with stage_engine(stage, "parent") as engine:
         yield engine
 
 
@@ -308,12 +303,13 @@ def _record(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) 
         "explained_variance": explained_variance(run.values, returns, experience.mask),
         "learning_rate": setup.learning_rate(run.iteration),
         "kl_coef": run.kl_coef,
+        "engine_alarms": alarms_said(figures, iteration=run.iteration + 1),
     }
     run.kl_coef = adapted_kl_coef(
         run.kl_coef,
         kl_per_answer=figures["kl_to_anchor"],
         target=settings.adaptive_kl_target,
-        horizon=settings.adaptive_kl_horizon,
+        horizon=setup.kl_horizon,
         num_answers=experience.rollouts.num_answers,
     )
     run.history.append(figures)

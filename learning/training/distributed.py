@@ -203,7 +203,7 @@ def gathered(
     whole = fresh() if is_first() else None
     places = dict(whole.named_parameters()) if whole is not None else {}
     for name, parameter in model.named_parameters():
-        weights = _full((instead or {}).get(name, parameter))
+        weights = whole_tensor((instead or {}).get(name, parameter))
         if whole is not None:
             places[name].copy_(weights)
     return whole
@@ -216,6 +216,11 @@ def put(whole: Tensor, into: Tensor) -> None:
         at_home = whole.to(into.device, into.dtype)
         whole = distribute_tensor(at_home, into.device_mesh, into.placements)
     into.copy_(whole)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each process may keep a part; all processes have to call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -244,7 +249,3 @@ def _agreed(number: float, how: group.ReduceOp.RedOpType) -> float:
 
 def _call(model: nn.Module, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return compute(model, *args, **kwargs)
-
-
-def _full(parameter: Tensor) -> Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

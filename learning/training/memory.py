@@ -12,7 +12,7 @@ import gc
 import logging
 import math
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,12 @@ STATE_BYTES = 12
 """For each weight that learns: master and two moments in fp32."""
 GRADIENT_BYTES = 4
 """For each weight of the model that makes a step: its gradient in fp32."""
+LORA_RANK = 16
+"""Of the adapters that are offered where all weights do not fit."""
 LOGIT_BYTES = 12
 """For each token of a chunk and word of the vocabulary: logits, and their softmax, in fp32."""
+_SMALLER = "take a smaller model, or freeze more of its layers"
+_PAGE_BYTES = 4096
 _PROBE_TOKENS = 64
 _SMALLEST_BUDGET = 64
 _SPARE = 1.1
@@ -56,16 +60,20 @@ class Need:
     logits: int
     """Of one chunk."""
     token_budget: int
+    whole: int = 0
+    """Of a whole copy for an engine, which cannot use what was kept for a backward pass before."""
+    lora: "Need | None" = None
+    """What it would be with LoRA; None where that is on, or no choice."""
 
     @property
     def total(self) -> int:
         """All of it together, with something to spare."""
         kept = math.ceil(self.per_token * self.token_budget)
-        return self.held + math.ceil(_SPARE * (self.optimiser + kept + self.logits))
+        return self.held + math.ceil(_SPARE * (self.optimiser + self.whole + kept + self.logits))
 
     def largest_budget(self, available: int) -> int:
         """The token budget that fits into so many bytes; 0 or less where none does."""
-        room = (available - self.held) / _SPARE - self.optimiser - self.logits
+        room = (available - self.held) / _SPARE - self.optimiser - self.whole - self.logits
         return math.floor(room / self.per_token)
 
 
@@ -77,19 +85,24 @@ def need_of(
     chunk: int = 256,
     processes: int = 1,
     copy_bytes: int = 0,
+    beside: Iterable[nn.Module] = (),
+    scratch: int = 0,
 ) -> Need:
-    """What training takes: `models` are all that learn, `learning` is the largest of them.
+    """What training takes: `models` are all that learn, `learning` is the largest of them; those
+    `beside` only compute, and `scratch` bytes go to what libraries keep for themselves on a CPU.
 
     `chunk` tokens are held as logits at a time, 0 where there are none; `copy_bytes` for each
     weight of `learning` go into a copy that is kept, the best so far or the average. With several
     processes it is what each takes: what the optimiser holds is divided among them, and the whole
     models, which are counted before that, stand for the layers put together.
     """
+    models = list(models)
+    _read_weights([*models, *beside])
     trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in models]
     copied = sum(p.numel() for p in learning.parameters() if p.requires_grad)
     state = STATE_BYTES * sum(trained) + GRADIENT_BYTES * max(trained) + copy_bytes * copied
     return Need(
-        held=held_bytes(learning.device),
+        held=held_bytes(learning.device) + (scratch if learning.device.type == "cpu" else 0),
         optimiser=math.ceil(state / processes),
         per_token=activation_bytes_per_token(learning),
         logits=LOGIT_BYTES * chunk * int(learning.config.vocab_size),
@@ -97,19 +110,34 @@ def need_of(
     )
 
 
+@torch.no_grad()
+def _read_weights(models: Iterable[nn.Module]) -> None:
+    """Something of each page of them: pages of a file are not held until they are read."""
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu":
+                parameter.flatten()[:: _PAGE_BYTES // parameter.element_size()].sum()
+
+
 def require_room(need: Need, available: int) -> None:
     """Raises NotEnoughMemory where a stage does not fit into `available` bytes."""
     if need.total <= available:
         return
-    largest = need.largest_budget(available)
-    advice = (
-        f"lower token_budget from {need.token_budget} to {largest}"
-        if largest >= _SMALLEST_BUDGET
-        else "take a smaller model, or freeze more of its layers"
-    )
     raise NotEnoughMemory(
-        f"this needs {need.total / GIB:.1f} GiB and there are {available / GIB:.1f}: {advice}"
+        f"this needs {need.total / GIB:.1f} GiB and there are {available / GIB:.1f}: "
+        + (" or ".join(_ways_out(need, available)) or _SMALLER)
     )
+
+
+def _ways_out(need: Need, available: int) -> Iterator[str]:
+    """What to set so that it fits."""
+    largest = need.largest_budget(available)
+    if largest >= _SMALLEST_BUDGET:
+        yield f"lower token_budget from {need.token_budget} to {largest}"
+    if need.lora is not None:
+        total = dataclasses.replace(need.lora, held=need.held).total
+        if total <= available:
+            yield f"set lora_rank to {LORA_RANK}, with which it needs about {total / GIB:.1f} GiB"
 
 
 def announce(need: Need, device: torch.device) -> None:

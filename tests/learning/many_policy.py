@@ -1,5 +1,7 @@
 """A short PPO run on a tiny model: `python -m tests.learning.many_policy FOLDER`, also by torchrun.
 
+`changes.json` in the folder has settings.
+
 Its engine samples with the first weights for ever: else one token that another rounding tips over
 would make two runs incomparable. Leaves `midway`, a checkpoint after two of three iterations.
 """
@@ -16,6 +18,7 @@ from learning.policy.checkpoints import best_checkpoint, take_back
 from learning.policy.run import PolicyRun, export, load_checkpoint, save_checkpoint
 from learning.policy.updates import text_loss
 from learning.training.distributed import is_first, num_processes, processes
+from learning.training.models import load_policy
 from learning.training.rollouts import Prompt
 from learning.training.stage import Stage
 from tests.learning.packing_cases import tiny_llama
@@ -37,22 +40,16 @@ class SteadyEngine(SamplingEngine):
         self.loads.append(version)
 
 
-def play(folder: Path, *, resume: Path | None = None) -> PolicyRun:
+def play(folder: Path, *, resume: Path | None = None, **changes) -> PolicyRun:
     """All iterations, or those after a checkpoint, the choice of weights and the export."""
     prompts = [Prompt(f"v{i}", f"v{i}", "[]", (7 + i, 40, 12)) for i in range(3)]
-    setup = make_setup(prompts_per_iteration=5, token_budget=30, checkpoints_kept=2)
+    setup = make_setup(prompts_per_iteration=5, token_budget=30, checkpoints_kept=2, **changes)
     setup = replace(setup, validation=prompts)
     models = {name: folder.parent / "models" / name for name in ("policy", "reward")}
     run = make_run(models, setup)
     engine = SteadyEngine(tiny_llama().to(torch.bfloat16)) if is_first() else None
     if engine is not None:
-        first = train_policy.load_models(
-            parent=models["policy"],
-            anchor=models["policy"],
-            reward_model=models["reward"],
-            settings=setup.settings,
-        )
-        engine.model.load_state_dict(first.policy.state_dict())
+        engine.model.load_state_dict(load_policy(models["policy"]).state_dict())
     if resume is not None:
         assert load_checkpoint(run, resume)
     stage = Stage(folder=folder, inputs={})
@@ -72,4 +69,5 @@ def play(folder: Path, *, resume: Path | None = None) -> PolicyRun:
 
 if __name__ == "__main__":
     with processes():
-        play(Path(sys.argv[1]))
+        named = Path(sys.argv[1])
+        play(named, **json.loads((named / "changes.json").read_text()))

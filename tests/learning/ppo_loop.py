@@ -9,7 +9,7 @@ from core.engine.client import Sample
 from core.hyperparameters import PolicySettings
 from learning.policy import train as train_policy
 from learning.policy.experience import row_logprobs
-from learning.policy.run import PolicyRun, load_models, new_run
+from learning.policy.run import PolicyRun, load_models, new_run, whole_policy
 from learning.policy.setup import Setup
 from learning.policy.updates import ptx_batch
 from learning.training.models import init_reward_model, save_reward_model
@@ -72,6 +72,9 @@ class SamplingEngine:
             for ids in prompts
         ]
 
+    def answers(self, prompts, **options):
+        yield from enumerate(self.generate(prompts, **options))
+
     def _answer(self, ids, max_tokens, temperature, generator) -> Sample:
         start = len(ids)
         while len(ids) < start + max_tokens and (len(ids) == start or ids[-1] != END):
@@ -117,11 +120,11 @@ def make_run(folders: dict[str, Path], setup: Setup) -> PolicyRun:
     return new_run(models, setup.settings)
 
 
-def go(stage: Stage, setup: Setup, run: PolicyRun) -> SamplingEngine:
-    """All iterations that are left."""
+def go(stage: Stage, setup: Setup, run: PolicyRun, *, until: int | None = None) -> SamplingEngine:
+    """All iterations that are left, or those up to a number."""
     engine = SamplingEngine(tiny_llama().to(torch.bfloat16))
-    engine.model.load_state_dict(run.models.policy.state_dict())
-    while run.iteration < setup.settings.iterations and run.stopped is None:
+    engine.model.load_state_dict(whole_policy(run).state_dict())
+    while run.iteration < (until or setup.settings.iterations) and run.stopped is None:
         train_policy._iterate(stage, setup, run, engine)
     return engine
 

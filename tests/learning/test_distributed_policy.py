@@ -11,6 +11,7 @@ from tests.learning.many_policy import play
 from tests.learning.many_processes import assert_same_weights
 from tests.learning.ppo_loop import write_models
 
+LORA = {"lora_rank": 4, "learning_rate": 0.03}
 SAME = {"reward": 2e-2, "value_loss": 3e-2, "ptx_loss": 1e-2, "grad_norm": 5e-2, "entropy": 1e-2}
 """Relative, by figure: the models are bf16, and rows are other ones."""
 
@@ -32,12 +33,14 @@ def assert_same(expected, found):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_and_one_takes_up_their_checkpoint(tmp_path):
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["weights", "adapters"])
+def test_two_processes_are_one_and_one_takes_up_their_checkpoint(tmp_path, changes):
     write_models(tmp_path / "models")
     folders = [tmp_path / name for name in ("alone", "two", "after")]
     for folder in folders:
         folder.mkdir()
     alone, two, after = folders
+    (two / "changes.json").write_text(json.dumps(changes))
     done = subprocess.run(
         [
             sys.executable,
@@ -54,12 +57,12 @@ def test_two_processes_are_one_and_one_takes_up_their_checkpoint(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    play(alone)
+    play(alone, **changes)
     assert (told(alone)["processes"], told(two)["processes"]) == (1, 2)
     assert_same(told(alone), told(two))
     before = str(tmp_path / "models" / "policy")
     assert_same_weights(alone / "model", two / "model", before=before)
 
     (two / "kept").rename(after / "kept")
-    play(after, resume=two / "midway")
+    play(after, resume=two / "midway", **changes)
     assert_same_weights(alone / "model", after / "model", before=before)

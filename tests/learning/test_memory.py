@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,12 +39,33 @@ def test_the_largest_budget_is_the_largest_that_fits():
     assert need(token_budget=largest + 1).total > available
 
 
+def test_a_copy_for_the_engine_counts():
+    assert need(whole=300).total == pytest.approx(870 + 1.1 * 300, abs=1)
+    largest = need(whole=300).largest_budget(2_000)
+    assert need(whole=300, token_budget=largest).total <= 2_000
+    assert need(whole=300, token_budget=largest + 1).total > 2_000
+
+
 def test_what_fits_is_let_through_and_what_does_not_says_what_to_change():
     require_room(need(), 871)
     big = need(held=GIB, optimiser=2 * GIB, per_token=2.0**20, token_budget=4096)
     with pytest.raises(NotEnoughMemory, match=r"this needs 7\.6 GiB and there are 6\.0: lower"):
         require_room(big, 6 * GIB)
     with pytest.raises(NotEnoughMemory, match="smaller model"):
+        require_room(big, 3 * GIB)
+
+
+def test_lora_is_offered_where_it_would_fit():
+    lora = need(held=GIB, optimiser=GIB, per_token=2.0**20, token_budget=1024)
+    big = replace(lora, optimiser=20 * GIB, lora=lora)
+    offer = r"set lora_rank to 16, with which it needs about 3\.2 GiB$"  # 1 + 1.1 x (1 + 1)
+    with pytest.raises(NotEnoughMemory, match=rf"needs 24\.1 GiB and there are 4\.0: {offer}"):
+        require_room(big, 4 * GIB)
+    with pytest.raises(
+        NotEnoughMemory, match=rf"there are 24\.0: lower token_budget .* or {offer}"
+    ):
+        require_room(big, 24 * GIB)
+    with pytest.raises(NotEnoughMemory, match="there are 3.0: take a smaller model"):
         require_room(big, 3 * GIB)
 
 
@@ -70,6 +93,18 @@ def test_frozen_weights_need_no_optimiser(model):
     less = need_of([model], model, token_budget=512)
     model.requires_grad_(True)
     assert everything.optimiser - less.optimiser == 16 * 49152 * 64
+
+
+def test_weights_that_nobody_has_read_yet_count_as_held(model, tmp_path):
+    size = 1 << 25  # numbers of two bytes each
+    (tmp_path / "weights").write_bytes(bytes(2 * size))
+    mapped = torch.from_file(str(tmp_path / "weights"), size=size, dtype=torch.bfloat16)
+    other = torch.nn.Module()
+    other.weight = torch.nn.Parameter(mapped, requires_grad=False)
+    before = need_of([model], model, token_budget=512)
+    with_other = need_of([model], model, token_budget=512, beside=[other])
+    assert with_other.held - before.held == pytest.approx(2 * size, rel=0.2)
+    assert with_other.optimiser == before.optimiser
 
 
 def test_what_a_backward_pass_keeps_grows_with_the_layers_and_not_with_the_weights(model):
