@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.engine.client import Sample
 from learning.training.encoding import encode_prompt
-from learning.training.learner_engine import LearnerEngine, learner_engine
+from learning.training.learner_engine import LearnerEngine, stage_engine
 from learning.training.stage import Interrupted, Stage, write_json
 
 PART = 48
@@ -26,13 +26,7 @@ PART = 48
 def serving(stage: Stage) -> Iterator[LearnerEngine]:
     """The learner's engine on the step's model, up and answering."""
     stage.progress(0.0, "starting the engine")
-    with learner_engine(
-        stage.path("model"),
-        stage.inputs["engine"],
-        log=stage.folder / "engine.log",
-        fallback=stage.folder / "weights",
-        idle_priority=False,
-    ) as engine:
+    with stage_engine(stage, "model") as engine:
         engine.wait()
         yield engine
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from core.engine.client import Sample
 from core.hyperparameters import EvaluationSettings
-from learning.evaluation.regression_suites import Question, longest_first
-from learning.training.learner_engine import LearnerEngine, learner_engine
+from learning.evaluation.regression_questions import Question, longest_first
+from learning.training.learner_engine import LearnerEngine, stage_engine
 from learning.training.rollouts import Prompt
 from learning.training.stage import Interrupted, Stage, write_json
 
@@ -50,13 +50,7 @@ def starting_engine(stage: Stage) -> Iterator[LearnerEngine | None]:
     if stage.checkpoint.exists():
         yield None
         return
-    with learner_engine(
-        stage.path("parent"),
-        stage.inputs["engine"],
-        log=stage.folder / "engine.log",
-        fallback=stage.folder / "weights",
-        idle_priority=bool(stage.inputs.get("idle_priority")),
-    ) as engine:
+    with stage_engine(stage, "parent") as engine:
         yield engine
 
 

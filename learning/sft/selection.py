@@ -23,7 +23,7 @@ from learning.training.distributed import (
     told_by_first,
     wait,
 )
-from learning.training.learner_engine import LearnerEngine, context_tokens, learner_engine
+from learning.training.learner_engine import LearnerEngine, context_tokens, stage_engine
 from learning.training.models import RewardModel, layers_of, load_policy, load_reward_model
 from learning.training.rollouts import (
     MAX_PROMPT_TOKENS,
@@ -83,13 +83,7 @@ def _engine(stage: Stage) -> Iterator[LearnerEngine | None]:
         wait()
         yield None
         return
-    with learner_engine(
-        stage.path("anchor"),
-        stage.inputs["engine"],
-        log=stage.folder / "engine.log",
-        fallback=stage.folder / "weights",
-        idle_priority=bool(stage.inputs.get("idle_priority")),
-    ) as engine:
+    with stage_engine(stage, "anchor") as engine:
         engine.wait()
         wait()
         yield engine

@@ -3,8 +3,7 @@
 It samples while the trainer waits and sleeps while the trainer works. New weights go through a
 folder in shared memory, which is gone when the engine is, also when an earlier process was killed.
 Where vLLM is not installed, learning/training/transformers_engine.py does the same in the trainer's
-process. Knows vLLM only through core/engine. learning/policy/train.py, learning/sft/selection.py
-and learning/evaluation/samples.py own one each.
+process. Knows vLLM only through core/engine. Stages of learning that sample own one each.
 """
 
 import asyncio
@@ -14,10 +13,11 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from safetensors.torch import save_file
@@ -26,6 +26,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from core.engine.client import EngineClient, Sample
 from core.engine.launch import EngineSpec, start_engine, stop_engine, wait_until_ready
+from learning.training.beside import beside
+from learning.training.stage import Stage
 from learning.training.transformers_engine import transformers_engine
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -53,6 +55,21 @@ class LearnerEngine(Protocol):
         """`n` answers to each prompt, all over the vocabulary: no top-p, no penalty.
 
         Answer k to prompt i has the seed `seed + i * n + k`. A temperature of 0 is greedy.
+        """
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Generator[tuple[int, list[Sample]], None, None]:
+        """The same, each prompt's number with its answers as soon as they are finished.
+
+        What the caller does with them comes before the last ones are there. Closing the iterator
+        ends what is still being answered.
         """
 
     def load_folder(self, folder: Path, *, version: str) -> None:
@@ -96,19 +113,49 @@ class VllmEngine:
         seed: int,
     ) -> list[list[Sample]]:
         """`n` answers to each prompt, all over the vocabulary: no top-p, no penalty."""
+        found = dict(
+            self.answers(prompts, n=n, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        )
+        return [found[number] for number in range(len(prompts))]
 
-        async def sample() -> list[list[Sample]]:
-            async with self._client() as client:
-                return await client.generate(
-                    prompts,
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Generator[tuple[int, list[Sample]], None, None]:
+        """Each prompt's answers once they are finished; the engine goes on while the caller works.
+
+        At most `max_num_seqs` answers are asked for at a time, prompt by prompt.
+        """
+        finished: SimpleQueue[tuple[int, list[Sample]] | None] = SimpleQueue()
+        slots = asyncio.Semaphore(max(1, self.spec.max_num_seqs // n))
+
+        async def answer(client: EngineClient, number: int) -> None:
+            async with slots:
+                (found,) = await client.generate(
+                    [prompts[number]],
                     n=n,
                     max_tokens=max_tokens,
                     temperature=temperature,
-                    seed=seed,
-                    concurrency=self.spec.max_num_seqs,
+                    seed=seed + number * n,
+                    concurrency=n,
                 )
+            finished.put((number, found))
 
-        return self.runner.run(sample())
+        async def answer_all() -> None:
+            async with self._client() as client:
+                tasks = [asyncio.create_task(answer(client, i)) for i in range(len(prompts))]
+                try:
+                    await asyncio.gather(*tasks)
+                finally:  # after a failure the others would go on for nobody
+                    for task in tasks:
+                        task.cancel()
+
+        yield from beside(answer_all, finished)
 
     def load_folder(self, folder: Path, *, version: str) -> None:
         """Serve the checkpoint in a folder from now on, with an empty prefix cache."""
@@ -139,6 +186,19 @@ class VllmEngine:
             data_token=self.spec.data_token,
             control_token=self.spec.control_token,
         )
+
+
+@contextmanager
+def stage_engine(stage: Stage, start: str) -> Iterator[LearnerEngine]:
+    """The engine of a stage, not waited for yet, on the model folder that this input names."""
+    with learner_engine(
+        stage.path(start),
+        stage.inputs["engine"],
+        log=stage.folder / "engine.log",
+        fallback=stage.folder / "weights",
+        idle_priority=bool(stage.inputs.get("idle_priority")),
+    ) as engine:
+        yield engine
 
 
 @contextmanager

@@ -8,7 +8,8 @@ learning/policy/experience.py scores what was sampled.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,26 @@ def order_of(count: int, key: str) -> list[int]:
     order = list(range(count))
     random.Random(key).shuffle(order)
     return order
+
+
+def in_parts(
+    answers: Generator[tuple[int, list[Sample]], None, None], *, count: int, parts: int
+) -> Generator[list[list[Sample]], None, None]:
+    """The answers to `count` prompts, which come in any order, in that many parts of almost equal
+    size: each part, in the prompts' order, as soon as it and those before it are complete.
+
+    What is in a part does not depend on when it was.
+    """
+    bounds = [count * i // parts for i in range(parts + 1)]
+    found: dict[int, list[Sample]] = {}
+    done = 0
+    with closing(answers):
+        for number, samples in answers:
+            found[number] = samples
+            while done < parts and all(i in found for i in range(bounds[done], bounds[done + 1])):
+                done += 1
+                if bounds[done - 1] < bounds[done]:
+                    yield [found.pop(i) for i in range(bounds[done - 1], bounds[done])]
 
 
 def rollouts_of(prompts: Sequence[Prompt], samples: Sequence[Sequence[Sample]]) -> Rollouts:

@@ -1,16 +1,31 @@
-"""How weights travel to the learner's engine. The engine itself: test_train_policy.py."""
+"""How weights travel to the learner's engine, and how its answers come back one by one.
 
+The engine itself: test_train_policy.py.
+"""
+
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from core.engine.client import Sample
+from core.engine.launch import EngineSpec
+from core.errors import EngineError
 from learning.training import learner_engine
-from learning.training.learner_engine import context_tokens, saved_tensors, weights_folder
+from learning.training.learner_engine import (
+    VllmEngine,
+    context_tokens,
+    saved_tensors,
+    stage_engine,
+    weights_folder,
+)
+from learning.training.stage import Stage
 from tests.learning.packing_cases import tiny_llama
 
 
@@ -69,3 +84,114 @@ def test_a_tied_output_matrix_is_written_once() -> None:
     numbers = sum(tensor.numel() for tensor in saved_tensors(model).values())
     assert numbers == sum(p.numel() for p in model.parameters())
     assert all(tensor.dtype == torch.float32 for tensor in saved_tensors(model).values())
+
+
+# --- answers that come one by one -----------------------------------------------------------
+
+
+class Client:
+    """In place of the engine's client: prompt k is answered once `may_answer[k]` is set."""
+
+    def __init__(self, count: int) -> None:
+        self.may_answer = [threading.Event() for _ in range(count)]
+        self.asked: list[tuple[int, int]] = []
+        self.most = self.now = 0
+        self.cancelled: list[int] = []
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        pass
+
+    async def generate(self, prompts, *, n, max_tokens, temperature, seed, concurrency):
+        ((number,),) = prompts
+        self.asked.append((number, seed))
+        self.now += 1
+        self.most = max(self.most, self.now * n)
+        try:
+            while not self.may_answer[number].is_set():
+                await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            self.cancelled.append(number)
+            raise
+        if temperature < 0:
+            raise EngineError("no")
+        self.now -= 1
+        return [[Sample([number, k], [-0.1, -0.2], "stop") for k in range(n)]]
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client(5)
+
+
+@pytest.fixture
+def vllm(client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VllmEngine:
+    monkeypatch.setattr(VllmEngine, "_client", lambda self: client)
+    spec = EngineSpec(
+        model=tmp_path, socket=tmp_path / "s", served_name="learner", policy_version="parent",
+        data_token="a", control_token="b", log=tmp_path / "log", max_num_seqs=6, max_model_len=99,
+    )  # fmt: skip
+    return VllmEngine(spec=spec, process=None, runner=None, weights=tmp_path)  # type: ignore[arg-type]
+
+
+ASKED = {"n": 2, "max_tokens": 4, "temperature": 1.0, "seed": 40}
+PROMPTS = [[k] for k in range(5)]
+
+
+def test_the_engine_goes_on_while_the_caller_works_on_the_first_answers(vllm, client) -> None:
+    answers = vllm.answers(PROMPTS, **ASKED)
+    client.may_answer[1].set()
+    number, samples = next(answers)
+    assert (number, [s.token_ids for s in samples]) == (1, [[1, 0], [1, 1]])
+    # here the caller works, and the engine, in its own thread, is asked for a fourth prompt
+    while len(client.asked) < 4:
+        assert threading.active_count() > 1
+    assert client.asked == [(0, 40), (1, 42), (2, 44), (3, 46)]
+    for event in client.may_answer:
+        event.set()
+    assert sorted(number for number, _ in answers) == [0, 2, 3, 4]
+    assert client.most == 6
+
+
+def test_all_answers_come_in_the_order_of_their_prompts(vllm, client) -> None:
+    for event in client.may_answer:
+        event.set()
+    threads = threading.active_count()
+    found = vllm.generate(PROMPTS, **ASKED)
+    assert [[s.token_ids for s in answers] for answers in found] == [
+        [[k, 0], [k, 1]] for k in range(5)
+    ]
+    assert vllm.generate([], **ASKED) == []
+    assert threading.active_count() == threads
+
+
+def test_an_iterator_that_is_closed_ends_what_is_being_answered(vllm, client) -> None:
+    threads = threading.active_count()
+    client.may_answer[0].set()
+    answers = vllm.answers(PROMPTS, **ASKED)
+    next(answers)
+    answers.close()
+    assert set(client.cancelled) >= {1, 2}
+    assert threading.active_count() == threads
+
+
+def test_the_error_of_an_engine_reaches_the_caller_and_ends_the_other_requests(
+    vllm, client
+) -> None:
+    client.may_answer[2].set()
+    with pytest.raises(EngineError):
+        list(vllm.answers(PROMPTS, **ASKED | {"temperature": -1.0}))
+    assert set(client.cancelled) >= {0, 1}
+
+
+def test_a_stages_engine_starts_on_the_folder_that_an_input_names(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    told = {"parent": str(model_folder), "engine": {"kind": "transformers", "max_num_seqs": 7}}
+    with stage_engine(Stage(folder=tmp_path, inputs=told), "parent") as engine:
+        assert engine.wait() == 0.0
+        assert engine.max_num_seqs == 7
+        name, held = next(engine.model.named_parameters())
+        assert torch.equal(held, tiny_llama().get_parameter(name).to(held.dtype))

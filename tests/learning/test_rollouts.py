@@ -7,6 +7,7 @@ from core.engine.client import Sample
 from learning.training.rollouts import (
     Prompt,
     finished_groups,
+    in_parts,
     layouts,
     prompts_of_iteration,
     read_prompts,
@@ -24,6 +25,42 @@ def test_the_tables_hold_what_the_engine_gave() -> None:
     assert taken.engine_logprobs[0].tolist() == pytest.approx([-0.1, -0.2, -0.3, 0, 0, 0])
     assert taken.ended.tolist() == [True, False, True, True, False, False]
     assert [group.prompt for group in taken.groups] == [tuple(ids) for ids in PROMPTS]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 4, 9])
+def test_parts_come_in_order_as_soon_as_they_are_complete_and_hold_the_same_each_time(
+    parts: int,
+) -> None:
+    given = []
+
+    def answers(order):
+        for number in order:
+            given.append(number)
+            yield number, [Sample([number], [-0.5], "stop")]
+
+    found = list(in_parts(answers([3, 0, 1, 5, 2, 4, 6]), count=7, parts=parts))
+    assert [s.token_ids for part in found for (s,) in part] == [[k] for k in range(7)]
+    assert found == list(in_parts(answers(range(7)), count=7, parts=parts))
+    assert len(found) == min(parts, 7)
+    given.clear()
+    first = next(in_parts(answers(range(7)), count=7, parts=parts))
+    assert given == list(range(len(first)))
+
+
+def test_the_engine_is_told_when_nobody_waits_for_the_rest() -> None:
+    ended = []
+
+    def answers():
+        try:
+            for number in range(4):
+                yield number, [Sample([number], [-0.5], "stop")]
+        finally:
+            ended.append(True)
+
+    parts = in_parts(answers(), count=4, parts=2)
+    next(parts)
+    parts.close()
+    assert ended == [True]
 
 
 def test_the_reward_model_reads_an_end_token_also_where_an_answer_was_cut_off() -> None:

@@ -1,29 +1,39 @@
-"""The learner's engine without vLLM: what it samples, with which weights, and beside vLLM's."""
+"""The learner's engine without vLLM: what it samples, how it goes about it, its weights."""
 
-import importlib.util
-import json
+import gc
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from core.engine.client import Sample
 from core.errors import CorruptVersion, NotFinite
 from learning.policy.experience import row_logprobs
-from learning.training.learner_engine import engine_kind, learner_engine
+from learning.training import transformers_engine as transformers_engine_module
 from learning.training.models import load_policy
 from learning.training.packing import Group, pack
-from learning.training.transformers_engine import (
-    TransformersEngine,
-    drawn,
-    transformers_engine,
-)
-from tests.learning.policy_stage import POLICY, prepare, run, write_inputs
+from learning.training.transformers_engine import TransformersEngine, transformers_engine
 from tests.tiny_model import make_tiny_model
 
 PROMPTS = [[5, 900, 41, 7], [33, 4000], [12, 13, 14, 15, 16, 17, 18], [44_000, 9, 300]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection() -> Iterator[None]:
+    """The library collects garbage after each call, and all that tests have imported is old."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +93,19 @@ def test_an_answer_follows_from_its_seed_whoever_shares_its_batch(folder, engine
     assert ids != [[a.token_ids for a in answers] for answers in sample(engine, seed=12)]
 
 
-def test_numbers_spread_evenly_draw_each_token_as_often_as_it_is_likely() -> None:
-    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.9]])
-    numbers = torch.arange(1000) / 1000
-    for row in probabilities:
-        tokens = drawn(row.log().expand(1000, 6), numbers)
-        counts = torch.bincount(tokens[:, 0], minlength=6) / 1000
-        assert torch.allclose(counts, row, atol=0.0011)
-        assert int(counts[row == 0.0].sum()) == 0
-    largest = torch.tensor([1.0 - 2.0**-24])
-    assert drawn(probabilities[:1].log(), largest).tolist() == [[4]]
+def test_a_call_takes_any_number_of_answers_to_prompts_of_any_length(folder, monkeypatch) -> None:
+    """More answers than fit at a time, a prompt of one token, and one that is read in parts."""
+    engine = transformers_engine(folder, max_num_seqs=3)
+    prompts = [[77], list(range(500, 541)), [5, 6]]
+    expected = [sample(engine, [p], n=4, seed=11 + 4 * i)[0] for i, p in enumerate(prompts)]
+    monkeypatch.setattr(transformers_engine_module, "_STEP_TOKENS", 16)
+    found = sample(engine, prompts, n=4)
+    assert [[len(a.token_ids) for a in answers] for answers in found] == [[6] * 4] * 3
+    for together, alone in zip(found, expected, strict=True):
+        for one, other in zip(together, alone, strict=True):
+            assert one.token_ids == other.token_ids
+            assert one.logprobs == pytest.approx(other.logprobs, abs=0.15)  # bf16
+    assert sample(engine, []) == []
 
 
 def test_an_answer_ends_with_its_end_token_and_counts_it(folder) -> None:
@@ -114,6 +127,92 @@ def test_what_a_folder_says_of_sampling_does_not_bend_the_distribution(
     opinionated = transformers_engine(tmp_path / "opinionated", max_num_seqs=5)
     assert opinionated.end_tokens == {2, 7}
     assert sample(opinionated) == sample(engine)
+
+
+# --- how it goes about it --------------------------------------------------------------------
+
+
+def test_a_model_with_windowed_layers_answers_by_the_librarys_own_attention(tmp_path) -> None:
+    config = MistralConfig(
+        vocab_size=211, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=6,
+        initializer_range=0.5, eos_token_id=None, pad_token_id=0, bos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = MistralForCausalLM(config)
+    model.save_pretrained(tmp_path / "windowed")
+    engine = transformers_engine(tmp_path / "windowed", max_num_seqs=3)
+    engine.model.float()
+    prompts = [[5, 90, 41, 7, 8, 9, 10, 3, 77], [33, 40], [12, 13, 14, 15, 16]]
+    answers = sample(engine, prompts, n=2, temperature=0.0, max_tokens=8)
+    for prompt, (answer, other) in zip(prompts, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer.token_ids[:-1]]])
+        logits = engine.model(ids).logits[0, len(prompt) - 1 :]
+        assert logits.argmax(-1).tolist() == answer.token_ids == other.token_ids
+
+
+@pytest.fixture
+def fickle(engine) -> TransformersEngine:
+    """Ends an answer with every eighth token of the vocabulary, so that lengths differ."""
+    return TransformersEngine(engine.model, frozenset(range(0, 49_152, 8)), 3)
+
+
+ASKED = {"n": 1, "max_tokens": 40, "temperature": 1.0, "seed": 11}
+MANY = [[40 + k, 9, 700 - k] for k in range(9)]
+
+
+def test_what_is_finished_makes_room_before_the_longest_is(fickle) -> None:
+    """Continuous: with three at a time, one of the first three goes on beside later ones."""
+    finished = [number for number, _ in fickle.answers(MANY, **ASKED)]
+    assert sorted(finished) == list(range(9))
+    assert max(finished.index(early) for early in range(3)) > finished.index(3)
+    lengths = {len(answer.token_ids) for (answer,) in fickle.generate(MANY, **ASKED)}
+    assert len(lengths) > 4
+
+
+def test_first_answers_are_there_before_the_last_are_begun(fickle) -> None:
+    read = []
+    hook = fickle.model.register_forward_pre_hook(
+        lambda model, args, inputs: read.extend(inputs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    answers = fickle.answers(MANY, **ASKED)
+    next(answers)
+    begun = [prompt[0] in read for prompt in MANY]
+    answers.close()
+    hook.remove()
+    assert begun[:3] == [True] * 3
+    assert not all(begun)
+    assert fickle.model.config._attn_implementation == "sdpa"
+    assert len(fickle.generate(MANY, **ASKED)) == 9  # what was left does not stand in the way
+
+
+def test_a_prompt_is_read_once_for_all_of_its_answers(engine) -> None:
+    sizes = []
+    hook = engine.model.register_forward_pre_hook(
+        lambda model, args, inputs: sizes.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    sample(engine, [list(range(600, 630))], n=5, max_tokens=4)
+    hook.remove()
+    assert sizes == [29, 5, 5, 5, 5]  # all but its last token, which each answer reads by itself
+
+
+def test_it_leaves_no_thread_no_cache_and_no_seed_behind(engine) -> None:
+    threads, state = threading.active_count(), torch.random.get_rng_state()
+    with mock.patch.object(torch, "zeros", wraps=torch.zeros) as zeros:
+        sample(engine)
+    assert threading.active_count() == threads
+    assert torch.equal(torch.random.get_rng_state(), state)
+    (cache,) = [call for call in zeros.call_args_list if call.kwargs.get("dtype") is torch.uint8]
+    token = 2 * 2 * 2 * 32 * 2  # layers, keys and values, heads, size, bytes
+    assert cache.args[0] == (5 + 2) * 32 * token  # a page for each answer, two that hold nothing
+    assert not [
+        thing
+        for thing in gc.get_objects()
+        if type(thing) is torch.Tensor
+        and thing.dtype is torch.uint8
+        and thing.numel() == cache.args[0]
+    ]
 
 
 # --- its weights ----------------------------------------------------------------------------
@@ -157,62 +256,3 @@ def test_a_model_that_computes_nan_is_named(folder) -> None:
         engine.model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(NotFinite):
         sample(engine)
-
-
-# --- which engine, and the other one --------------------------------------------------------
-
-
-def test_without_vllm_transformers_answers_unless_somebody_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert [engine_kind(asked) for asked in ("auto", "vllm", "transformers")] == [
-        "vllm", "vllm", "transformers",
-    ]  # fmt: skip
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert engine_kind("auto") == "transformers"
-
-
-@torch.no_grad()
-def clear_prompts(folder: Path, engine: TransformersEngine, *, tokens: int) -> list[list[int]]:
-    """Prompts to which the most likely answer is clear at every token, further than bf16 rounds."""
-    draw = torch.Generator().manual_seed(3)
-    prompts = torch.randint(100, 49_000, (150, 5), generator=draw).tolist()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    answers = sample(engine, prompts, n=1, temperature=0.0, max_tokens=tokens)
-    ids = torch.tensor([p + a.token_ids for p, (a,) in zip(prompts, answers, strict=True)])
-    best = model(ids[:, :-1]).logits[:, 4:].topk(2, dim=-1)  # (prompts, tokens, 2)
-    clear = (best.indices[..., 0] == ids[:, 5:]) & (best.values[..., 0] - best.values[..., 1] > 0.3)
-    return [prompts[number] for number in clear.all(dim=1).nonzero().flatten().tolist()]
-
-
-@pytest.mark.slow
-def test_vllm_and_transformers_give_the_same_greedy_answers(folder, tmp_path: Path) -> None:
-    engine = transformers_engine(folder, max_num_seqs=32)
-    prompts = clear_prompts(folder, engine, tokens=4)
-    assert len(prompts) > 4
-    asked = {"kind": "vllm", "socket": str(tmp_path / "e.sock"), "max_num_seqs": 5}
-    with learner_engine(
-        folder, asked, log=tmp_path / "log", fallback=tmp_path / "weights", idle_priority=False
-    ) as vllm:
-        vllm.wait()
-        theirs = sample(vllm, prompts, n=1, temperature=0.0, max_tokens=4)
-    ours = sample(engine, prompts, n=1, temperature=0.0, max_tokens=4)
-    for (one,), (other,) in zip(ours, theirs, strict=True):
-        assert one.token_ids == other.token_ids
-        assert one.finish_reason == other.finish_reason
-        assert one.logprobs == pytest.approx(other.logprobs, abs=0.15)  # bf16
-
-
-@pytest.mark.slow
-def test_a_policy_stage_runs_through_without_vllm(tmp_path: Path) -> None:
-    settings = POLICY.model_copy(update={"iterations": 2})
-    stage = prepare(tmp_path / "s", write_inputs(tmp_path / "in"), settings)
-    told = json.loads((stage / "stage.json").read_text())
-    told["engine"]["kind"] = "transformers"
-    (stage / "stage.json").write_text(json.dumps(told))
-    figures = run("learning.policy.train", stage)
-    assert not (stage / "engine.log").exists()
-    assert len(figures["iterations"]) == 2
-    assert max(part["engine_kl"] for part in figures["iterations"]) < 0.05
-    assert figures["iterations"][1]["kl_k3_per_token"] > 0.0  # it answered with the new weights
-    assert figures["changed_share"] > 0.0
