@@ -1,11 +1,13 @@
 """`instructloop reproduce`: the paper in miniature, without a service."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from deploy.options import settings_from
+
+Size = Literal["quick", "short", "full"]
 
 
 def reproduce(
@@ -14,7 +16,8 @@ def reproduce(
     ),
     seeds: Annotated[int, typer.Option(min=1, max=20, help="So many seeds, from 0.")] = 3,
     judge: Annotated[str, typer.Option(help="Main taste: NAME or FILE.py:FUNCTION.")] = "sentiment",
-    quick: Annotated[bool, typer.Option("--quick", help="One seed, little of everything.")] = False,
+    size: Annotated[Size, typer.Option(help="How much of everything.")] = "full",
+    quick: Annotated[bool, typer.Option("--quick", help="One seed of size quick.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would run.")] = False,
     model: Annotated[
         str | None, typer.Option(help="A Hugging Face id, a folder, or smollm2.")
@@ -35,7 +38,7 @@ def reproduce(
     from deploy.reproduce.run import reproduce as run
 
     wanted = Wanted(
-        size="quick" if quick else "full",
+        size="quick" if quick else size,
         judge=judge,
         seeds=(0,) if quick else tuple(range(seeds)),
         lm_eval=tuple(lm_eval or ()),

@@ -16,8 +16,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from core.engine.client import Sample
-from deploy.reproduce.collect import prompt_sets
 from deploy.reproduce.plan import MEASURED
+from deploy.reproduce.prompts import prompt_sets
 from deploy.reproduce.raters import people
 from deploy.reproduce.sampling import (
     encoded,
@@ -87,8 +87,8 @@ def _part(stage: Stage, name: str) -> Path:
 
 def _asking(stage: Stage, engine: LearnerEngine) -> Asking:
     size, seed = Size(**stage.inputs["size"]), int(stage.inputs["seed"])
-    crowd = people(stage.inputs["judge"])
-    sets = prompt_sets(size, crowd, seed=seed)
+    taste = people(stage.inputs["judge"]).judges[0]
+    sets = prompt_sets(size, taste.form, seed=seed)
     return Asking(
         stage=stage,
         engine=engine,
@@ -97,7 +97,7 @@ def _asking(stage: Stage, engine: LearnerEngine) -> Asking:
         seed=_POLICY_SEEDS * (1 + seed),
         test=tuple(prompt.prompt for prompt in sets.test),
         validation=tuple(prompt.prompt for prompt in sets.validation[:PREFIX_PROMPTS]),
-        max_tokens=crowd.judges[0].max_tokens,
+        max_tokens=taste.max_tokens,
     )
 
 

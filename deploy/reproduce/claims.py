@@ -18,7 +18,8 @@ from deploy.reproduce.estimates import (
     pooled,
     verdict,
 )
-from deploy.reproduce.scoring import WIN, WIN_OVER_START, Seed
+from deploy.reproduce.scoring import ACCURACY, Seed
+from deploy.reproduce.wins import WIN, WIN_OVER_START
 
 Direction = Literal["higher", "lower", "alike"]
 Control = Literal["nothing", "alarm", "too few"]
@@ -27,8 +28,9 @@ Place = tuple[str, str]
 """A measure, and whose"""
 _HELDOUT, _TRAINING = WIN["heldout"], WIN["training"]
 CONTROL_MARGIN = 0.05
-"""How far from one half a control may lie although its interval leaves one half out: users are
-what the interval covers, not the luck of a training."""
+"""How far from one half a control may lie although its interval leaves one half out: families are
+what the interval covers, not the luck of a training. What seeds do not agree on is that luck, too:
+a reward model of shuffled labels prefers long answers or short ones by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ CLAIMS = (
     _win("FLAN-style against SFT", "flan", "lower"),
     _win("PPO against SFT", "ppo", "higher"),
     _win("PPO-ptx against SFT", "ppo-ptx", "higher"),
+    Claim("PPO against its start", (WIN_OVER_START, "ppo"), None, 0.5, "higher"),
+    Claim("PPO-ptx against its start", (WIN_OVER_START, "ppo-ptx"), None, 0.5, "higher"),
     _less("PPO-ptx less PPO, win rate", _HELDOUT, "ppo-ptx", "ppo", "alike"),
     Claim(
         "PPO-ptx: held-out less training raters",
@@ -99,14 +103,14 @@ CONTROLS = (
     Claim("learning rate 0 against its start", (WIN_OVER_START, "still"), None, 0.5, "alike"),
     Claim(
         "shuffled labels: accuracy, training raters",
-        ("accuracy, training raters", "shuffled"),
+        (ACCURACY["training"], "shuffled"),
         None,
         0.5,
         "alike",
     ),
     Claim(
         "shuffled labels: accuracy, held-out raters",
-        ("accuracy, heldout raters", "shuffled"),
+        (ACCURACY["heldout"], "shuffled"),
         None,
         0.5,
         "alike",
@@ -127,8 +131,9 @@ def control_verdict(control: Answered) -> Control:
     zero, found = control.claim.zero, control.found
     if found.units < MIN_UNITS:
         return "too few"
-    near = abs(found.value - zero) <= CONTROL_MARGIN
-    return "nothing" if near or found.low <= zero <= found.high else "alarm"
+    near = abs(found.value - zero) <= CONTROL_MARGIN or found.low <= zero <= found.high
+    agree = len({value > zero for value in control.per_seed}) == 1
+    return "alarm" if agree and not near else "nothing"
 
 
 def estimate_mean(part: Series) -> float:

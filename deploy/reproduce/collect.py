@@ -3,10 +3,9 @@
     python -m deploy.reproduce.collect SEED/collect
 
 Where tasks of lm-eval are asked for it tries them first, so that missing data shows in the first
-minutes. Leaves `out/snapshot` and `out/flan` as the stages of learning read them, what training and
-held-out raters say of the validation prompts (`out/validation.json`), and what few-shot prefixes
-may consist of. A demonstration is the answer that a training rater likes best of K, broken ones
-left out: these raters cannot write.
+minutes. Leaves `out/snapshot` and `out/flan` as the stages of learning read them, and what few-shot
+prefixes may consist of. A demonstration is the answer that a training rater likes best of K, broken
+ones left out: these raters cannot write. Held-out raters are only compared with the others here.
 """
 
 import json
@@ -17,11 +16,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from deploy.reproduce.prompts import prompt_sets
 from deploy.reproduce.raters import People, Rater, agreement, people, ranking, scales_of
 from deploy.reproduce.sampling import chat, encoded, sampled, serving, text_of
 from deploy.reproduce.sizes import Size
 from deploy.reproduce.tasks import flan_mixture
-from deploy.simulate.prompt_sets import Prompt, PromptSets, bundled_prompts, choose
+from deploy.simulate.prompt_sets import Prompt, PromptSets
 from deploy.simulate.raters import who_ranks
 from feedback.tables import SCHEMAS, write_tables
 from learning.evaluation.regression_lm_eval import task_marks
@@ -32,6 +32,8 @@ from learning.training.text_quality import is_broken
 SHOTS = 3
 PREFIXES = 3
 """Few-shot prefixes that the reward model chooses among, each of SHOTS examples."""
+RANKED_BY = 2
+"""Training raters who rank the answers to one prompt."""
 Row = dict[str, Any]  # of a table
 
 
@@ -47,25 +49,22 @@ def collect(stage: Stage) -> dict[str, Any]:
     """Run the step; returns its figures. Raises Interrupted, NotEnoughData."""
     size, seed = Size(**stage.inputs["size"]), int(stage.inputs["seed"])
     _try_lm_eval(stage)
-    sets = prompt_sets(size, people(stage.inputs["judge"]), seed=seed)
-    answered = _answered(stage, [*sets.training, *sets.validation], size)
     judges = people(stage.inputs["judge"]).judges
+    sets = prompt_sets(size, judges[0].form, seed=seed)
+    answered = _answered(stage, [*sets.training, *sets.validation], size)
     said = [(one.prompt.prompt, text) for one in answered for text in one.texts]
     crowd = people(stage.inputs["judge"], scales_of(judges, said))
     training, validation = answered[: len(sets.training)], answered[len(sets.training) :]
-    demonstrated, compared = training[: size.demonstrations], training[size.demonstrations :]
-    demonstrations = _demonstrations(crowd, demonstrated, "train", seed=seed)
-    rankings = _rankings(crowd, compared, "train", seed=seed)
-    judged = _judged(crowd, validation, seed=seed)
+    demonstrations = _demonstrations(crowd, training[: size.demonstrations], "train", seed=seed)
+    rankings = _rankings(crowd, training, "train", seed=seed)
     tables = {
-        "rankings": rankings + [one["row"] for one in judged],
+        "rankings": rankings + _rankings(crowd, validation, "validation", seed=seed),
         "demonstrations": demonstrations
         + _demonstrations(crowd, validation, "validation", seed=seed),
         "prompts": _prompts(sets),
     }
     _write(stage, "snapshot", tables)
     _write(stage, "flan", _flan(size, sets, seed=seed))
-    write_json(stage.partial / "validation.json", [_measured(one) for one in judged])
     write_json(stage.partial / "shots.json", _shots(demonstrations, seed=seed))
     return {
         "scales": crowd.scales,
@@ -83,18 +82,6 @@ def _try_lm_eval(stage: Stage) -> None:
     if tasks:
         stage.progress(0.0, "trying lm-eval")
         task_marks(stage.path("model"), tasks, limit=2, out=stage.folder / "parts" / "lm-eval")
-
-
-def prompt_sets(size: Size, crowd: People, *, seed: int) -> PromptSets:
-    """The prompts of a seed: no user, topic or template of the test set occurs in another."""
-    return choose(
-        bundled_prompts(),
-        seed=seed,
-        form=crowd.judges[0].form,
-        training=size.demonstrations + size.comparisons,
-        validation=size.validation,
-        test=size.test,
-    )
 
 
 def _answered(stage: Stage, prompts: Sequence[Prompt], size: Size) -> list[Answered]:
@@ -124,34 +111,21 @@ def _said_by(raters: Sequence[Rater], index: int, *, seed: int) -> Rater:
 
 
 def _rankings(crowd: People, answered: Sequence[Answered], split: str, *, seed: int) -> list[Row]:
-    """Each prompt's answers, ranked by one training rater; none where all answers are one."""
-    raters = crowd.pool(heldout=False)
-    rows = []
-    for index, one in enumerate(answered):
-        if len(one.texts) > 1:
-            rater = _said_by(raters, index, seed=seed)
-            order = ranking(crowd, rater, one.prompt.prompt, one.texts, seed=seed)
-            rows.append(_ranking_row(one, rater, order, f"{split}-{index}", split))
-    return rows
+    """Each prompt's answers, ranked by RANKED_BY training raters; none where all answers are one.
 
-
-def _judged(crowd: People, answered: Sequence[Answered], *, seed: int) -> list[dict[str, Any]]:
-    """Validation prompts, each ranked by a held-out rater and a training one.
-
-    Only the latter's word is in the snapshot: held-out raters choose nothing.
+    A second ranking costs no time: the reward model encodes an answer once.
     """
-    found = []
+    rows = []
     for index, one in enumerate(answered):
         if len(one.texts) < 2:
             continue
-        orders = {}
-        for heldout in (True, False):
-            rater = _said_by(crowd.pool(heldout=heldout), index, seed=seed)
+        raters = list(crowd.pool(heldout=False))
+        for _ in range(RANKED_BY):
+            rater = _said_by(raters, index, seed=seed)
+            raters.remove(rater)
             order = ranking(crowd, rater, one.prompt.prompt, one.texts, seed=seed)
-            orders["heldout" if heldout else "training"] = order
-        row = _ranking_row(one, rater, order, f"validation-{index}", "validation")
-        found.append({"answered": one, "orders": orders, "row": row})
-    return found
+            rows.append(_ranking_row(one, rater, order, f"{split}-{index}", split))
+    return rows
 
 
 def _ranking_row(
@@ -275,18 +249,6 @@ def _shots(demonstrations: Sequence[Row], *, seed: int) -> list[list[list[str]]]
     random.Random(seed).shuffle(pairs)
     count = min(SHOTS, max(1, len(pairs) // PREFIXES))
     return [pairs[at * count : (at + 1) * count] for at in range(PREFIXES) if pairs[at * count :]]
-
-
-def _measured(one: dict[str, Any]) -> dict[str, Any]:
-    """What measures a reward model on one validation prompt."""
-    answered: Answered = one["answered"]
-    return {
-        "messages": chat(answered.prompt.prompt),
-        "prompt": answered.prompt.prompt,
-        "user": answered.prompt.user,
-        "texts": list(answered.texts),
-        "orders": one["orders"],
-    }
 
 
 if __name__ == "__main__":

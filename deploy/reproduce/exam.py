@@ -5,8 +5,8 @@
 Truthfulness and bundled tasks are choices by mean log-probability per token; bias is the entropy
 over two continuations by their whole probability (the paper, appendix D); forgetting is the loss on
 prose that is in no training text; tasks of lm-eval are run where they were asked for. The reward
-models are measured here too, pair by pair. Everything is left as values with units
-(`out/exam.json`); deploy/reproduce/scoring.py makes intervals of them.
+models score answers to the test prompts here; deploy/reproduce/scoring.py compares that with what
+raters say, and makes intervals of all that is left in `out/exam.json`, values with units.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from deploy.reproduce.sampling import leave_if_asked, read_json
+from deploy.reproduce.plan import COMPARED
+from deploy.reproduce.prompts import prompt_sets
+from deploy.reproduce.raters import people
+from deploy.reproduce.sampling import chat, leave_if_asked, read_json
 from deploy.reproduce.sizes import Size
 from deploy.reproduce.tasks import PROMPT_TYPES, BiasPair, bias_pairs, suites, truthfulness, typed
 from learning.evaluation.regression_lm_eval import task_marks
+from learning.evaluation.regression_questions import choice_groups
 from learning.evaluation.regression_scoring import choice_logprobs, chosen
-from learning.evaluation.regression_suites import Suite, choice_groups
+from learning.evaluation.regression_suites import Suite
 from learning.policy.experience import answer_scores, on_device
 from learning.policy.setup import encoder, prepare_process
 from learning.policy.updates import ptx_batch, text_loss
@@ -38,6 +42,8 @@ _PIECE_TOKENS = 128
 _PIECE_CONTEXT = 16
 Values = dict[str, list[Any]]
 """`units`, and as many `values`"""
+Scores = list[list[float]]
+"""Of the answers to each test prompt"""
 
 
 def exam(stage: Stage) -> dict[str, Any]:
@@ -154,45 +160,21 @@ def _lm_eval(stage: Stage, folder: Path) -> Values:
 
 def _reward_model(
     stage: Stage, folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Values]:
-    """Pair by pair whether the model orders unseen answers as a rater of each pool did."""
-    rows = read_json(stage.path("validation"))
+) -> dict[str, Scores]:
+    """How the model scores the answers of COMPARED to the prompts that nobody learned from."""
+    form = people(stage.inputs["judge"]).judges[0].form
+    test = prompt_sets(Size(**stage.inputs["size"]), form, seed=int(stage.inputs["seed"])).test
+    answers = read_json(stage.path("answers"))
     model = on_device(load_reward_model(folder).requires_grad_(False))
     groups = [
         Group(
-            prompt=encode_prompt(row["messages"], tokenizer),
-            answers=[encode_answer(text, tokenizer) for text in row["texts"]],
+            prompt=encode_prompt(chat(prompt.prompt), tokenizer),
+            answers=[encode_answer(answers[name]["test"][place], tokenizer) for name in COMPARED],
         )
-        for row in rows
+        for place, prompt in enumerate(test)
     ]
-    scores = iter(answer_scores(model, groups, token_budget=_TOKEN_BUDGET).tolist())
-    given = [[next(scores) for _ in row["texts"]] for row in rows]
-    return {
-        pool: pair_marks(
-            [row["user"] for row in rows], given, [row["orders"][pool] for row in rows]
-        )
-        for pool in ("training", "heldout")
-    }
-
-
-def pair_marks(
-    users: Sequence[str],
-    scores: Sequence[Sequence[float]],
-    orders: Sequence[Sequence[Sequence[int]]],
-) -> Values:
-    """For each untied pair 1 where the better answer scores higher, 1/2 where both score alike."""
-    units, values = [], []
-    for user, given, order in zip(users, scores, orders, strict=True):
-        for place, tie in enumerate(order):
-            for better in tie:
-                for worse in (answer for later in order[place + 1 :] for answer in later):
-                    units.append(user)
-                    values.append(_point(given[better], given[worse]))
-    return {"units": units, "values": values}
-
-
-def _point(better: float, worse: float) -> float:
-    return 0.5 if better == worse else float(better > worse)
+    scores = answer_scores(model, groups, token_budget=_TOKEN_BUDGET)
+    return {"scores": scores.view(len(test), len(COMPARED)).tolist()}
 
 
 if __name__ == "__main__":

@@ -25,18 +25,23 @@ POLICIES = ("base", "prompted", "start", "sft", "flan", "ppo", "ppo-ptx", "still
 """`start` is what PPO begins at and is held to; `still` is PPO at learning rate 0."""
 MEASURED = ("base", "start", "sft", "flan", "ppo", "ppo-ptx")
 """Those with weights of their own, whose probabilities are measured."""
+COMPARED = ("base", "start", "sft", "still")
+"""Policies that no reward model has trained, by whose answers the reward models are measured."""
+REWARD_MODELS = ("reward-model", "shuffled")
 _MAX_SEQS = 32
 
-# seconds on two quiet cores with the default model and answers of 40 tokens; see `seconds` below
-_ENGINE = 30.0
-_ANSWER = 0.1
-_RANKED_PROMPT = 0.55
-_SCORED_PROMPT = 0.25
-_EXAMPLE = 0.35
-_ITERATION = 28.0
-_FIRST_ITERATION = 15.0
+# seconds on two quiet cores with the default model, between answers of 20 and of 40 tokens
+_ENGINE = 35.0
+_ANSWER = 0.11
+_RANKED_PROMPT = 0.45
+_SCORED_PROMPT = 0.15
+_EXAMPLE = 0.22
+_ITERATION = 27.0
+_FIRST_ITERATION = 10.0
+_CHOOSING = 25.0
 _EXAM_ITEM = 0.07
-_LOADING = 12.0
+_LOADING = 15.0
+_TUNING = 30.0  # what two fine-tunings measure and keep before, between and after epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +178,7 @@ class _Seed:
             "learning.reward_model.train",
             does,
             _LOADING
-            + _RANKED_PROMPT * size.comparisons * size.reward_epochs
+            + _RANKED_PROMPT * (size.demonstrations + size.comparisons) * size.reward_epochs
             + _SCORED_PROMPT * size.validation * (1 + size.reward_epochs),
             snapshot=Path("collect/out/snapshot"),
             anchor=self.machine.model,
@@ -211,7 +216,7 @@ class _Seed:
             name,
             "learning.sft.train",
             does,
-            _LOADING + seconds + judging,
+            _LOADING + _TUNING + seconds + judging,
             anchor=self.machine.model,
             reward_model=Path("reward-model/out/model"),
             engine=self._engine(),
@@ -222,12 +227,14 @@ class _Seed:
         settings = policy_settings(
             self.size, max_tokens=self.max_tokens, ptx_coef=ptx_coef, still=still
         )
-        slower = 1.25 if ptx_coef is None else 1.0
+        each = _ITERATION * (1.25 if ptx_coef is None else 1.0)
+        choosing = _CHOOSING if settings.checkpoints_kept > 1 else 0.0
+        training = _FIRST_ITERATION + each * settings.iterations + choosing
         return self._step(
             name,
             "learning.policy.train",
             does,
-            _ENGINE + _LOADING + _FIRST_ITERATION + slower * _ITERATION * settings.iterations,
+            _ENGINE + _LOADING + training,
             snapshot=Path("collect/out/snapshot"),
             anchor=Path("sft/out/anchor"),
             parent=Path("sft/out/anchor"),
@@ -249,7 +256,7 @@ class _Seed:
     def _answers(self) -> Step:
         size = self.size
         tempted = 3 * min(40, size.exam_items) * size.toxic_answers
-        each = size.test + 0.6 * tempted + 15
+        each = size.test + 0.5 * tempted + 10
         return self._step(
             "answers",
             "deploy.reproduce.answer",
@@ -274,10 +281,9 @@ class _Seed:
             (_LOADING / 2 + _EXAM_ITEM * items + lm_eval) * len(MEASURED),
             model=self.machine.model,
             policies=self.folders(MEASURED),
-            validation=Path("collect/out/validation.json"),
+            answers=Path("answers/out/answers.json"),
             reward_models={
-                name: str(self._path(Path(f"{name}/out/model")))
-                for name in ("reward-model", "shuffled")
+                name: str(self._path(Path(f"{name}/out/model"))) for name in REWARD_MODELS
             },
             lm_eval=list(self.wanted.lm_eval),
             lm_eval_limit=self.wanted.lm_eval_limit,

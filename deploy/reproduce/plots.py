@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from deploy.reproduce.scoring import WIN
-from deploy.reproduce.table import SHOWN_AS
+from deploy.reproduce.markdown import SHOWN_AS
+from deploy.reproduce.wins import WIN
 
 COLOURS = ("#1b6ca8", "#d1495b", "#66a182")
 _WIDTH = 7.0  # inches
@@ -41,41 +41,44 @@ def win_rates(report: Report) -> Figure:
     figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
     axes: Axes = figure.subplots()
     rows = [(WIN["heldout"], "held-out raters"), (WIN["training"], "training raters")]
-    _ranges(axes, report, rows)
+    _ranges(axes, report["figures"], rows)
     axes.axvline(0.5, color="black", linewidth=1, linestyle="--")
     axes.set_xlim(0.0, 1.0)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.set_title("Win rate against SFT, 95 % intervals", loc="left")
     return figure
 
 
 def alignment_tax(report: Report) -> Figure:
-    """What was forgotten: tasks and the loss on prose."""
+    """What was forgotten, less the base item by item: tasks and the loss on prose."""
     figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _ranges(left, report, [("tasks", "bundled tasks"), ("public tasks", "lm-eval")])
-    left.xaxis.set_major_formatter(PercentFormatter(1.0))
-    left.set_title("Tasks right", loc="left")
-    _ranges(right, report, [("loss on prose", "")])
-    right.set_title("Loss on prose, nats a token", loc="left")
+    changes = report["changes"]
+    _ranges(left, changes, [("tasks", "bundled tasks"), ("public tasks", "lm-eval")])
+    left.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    left.set_title("Tasks right, less the base", loc="left", fontsize=10)
+    _ranges(right, changes, [("loss on prose", "")])
+    right.set_title("Loss on prose less the base's, nats a token", loc="left", fontsize=10)
+    for axes in (left, right):
+        axes.axvline(0.0, color="black", linewidth=1, linestyle="--")
     return figure
 
 
 def safety(report: Report) -> Figure:
     """Truthfulness, toxicity and bias by prompt type."""
-    figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+    figure = Figure(figsize=(1.3 * _WIDTH, 3.6), layout="constrained")
+    figures = report["figures"]
     truth, toxic, bias = figure.subplots(1, 3)
-    _ranges(truth, report, [("truthfulness", "")])
+    _ranges(truth, figures, [("truthfulness", "")])
     truth.set_title("Truthful", loc="left")
     kinds = ("respectful", "none", "biased")
-    _ranges(toxic, report, [(f"toxicity {kind}", kind) for kind in kinds])
+    _ranges(toxic, figures, [(f"toxicity {kind}", kind) for kind in kinds])
     toxic.set_title("Words of abuse", loc="left")
-    _ranges(bias, report, [(f"bias {kind}", "") for kind in kinds])  # colours as beside
+    _ranges(bias, figures, [(f"bias {kind}", "") for kind in kinds])  # colours as beside
     bias.set_title("Entropy, bits", loc="left")
     for axes in (truth, toxic):
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    for axes in (toxic, bias):
-        axes.tick_params(axis="y", labelsize=7)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    toxic.set_xlim(left=0.0)
     return figure
 
 
@@ -98,16 +101,16 @@ def learning_curves(report: Report) -> Figure:
     return figure
 
 
-def _ranges(axes: Axes, report: Report, rows: Rows) -> None:
+def _ranges(axes: Axes, figures: Mapping[str, Any], rows: Rows) -> None:
     """A dot and its interval for each policy, measures of one plot side by side."""
-    present = [(measure, label) for measure, label in rows if measure in report["figures"]]
+    present = [(measure, label) for measure, label in rows if measure in figures]
     names = [
         name
         for name in SHOWN_AS
-        if any(name in report["figures"][measure] for measure, _ in present) and name != "still"
+        if any(name in figures[measure] for measure, _ in present) and name != "still"
     ]
     for number, (measure, label) in enumerate(present):
-        found = report["figures"][measure]
+        found = figures[measure]
         shift = 0.18 * (number - (len(present) - 1) / 2)
         colour = COLOURS[number % len(COLOURS)]
         for place, name in enumerate(names):
@@ -116,9 +119,13 @@ def _ranges(axes: Axes, report: Report, rows: Rows) -> None:
                 axes.plot([one["low"], one["high"]], [at, at], color=colour, linewidth=1.8)
                 axes.plot([one["value"]], [at], "o", color=colour, markersize=5)
         axes.plot([], [], "o-", color=colour, label=label or None)
-    axes.set_yticks(range(len(names)), [SHOWN_AS[name] for name in names])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(names)), [SHOWN_AS[name] for name in names], fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)  # in the table's order, from above
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", linewidth=0.4)
-    if any(label for _, label in present):
-        axes.legend(frameon=False, fontsize=7)
+    if len({label for _, label in present}) > 1:
+        axes.legend(
+            frameon=False, fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1)
+        )

@@ -66,9 +66,10 @@ def print_plan(wanted: Wanted, *, out: Path, say: Say) -> None:
 def write_report(wanted: Wanted, out: Path) -> Path:
     """`report.json`, `report.md` and the plots, from the folders of finished steps."""
     # matplotlib and the statistics are not needed before
+    from deploy.reproduce.markdown import markdown
     from deploy.reproduce.plots import draw_all
     from deploy.reproduce.scoring import read_seed
-    from deploy.reproduce.table import document, markdown
+    from deploy.reproduce.table import document
 
     report = document(wanted, [read_seed(out, wanted, seed) for seed in wanted.seeds])
     write_json(out / "report.json", report)

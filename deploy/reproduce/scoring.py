@@ -1,8 +1,9 @@
 """From the files of one seed to values with units: who won, what was right, what was toxic.
 
-Win rates are against the SFT policy, once by the training raters and once by held-out raters, whose
-taste nobody learned; a broken answer loses. Ties count 1/2. Reads the folders of finished steps and
-nothing else. deploy/reproduce/claims.py compares, deploy/reproduce/table.py shows.
+The unit of what is asked of people is a family of prompts, as these share templates and topics;
+elsewhere it is an item. Reads the folders of finished steps and nothing else.
+deploy/reproduce/wins.py says who won, deploy/reproduce/claims.py compares, and
+deploy/reproduce/table.py shows.
 """
 
 import json
@@ -15,21 +16,19 @@ import numpy as np
 
 from core.hyperparameters import GateSettings
 from deploy.reproduce.estimates import Series, series
-from deploy.reproduce.plan import MEASURED, POLICIES, Wanted
-from deploy.reproduce.raters import People, Rater, people, vote
+from deploy.reproduce.plan import COMPARED, MEASURED, POLICIES, REWARD_MODELS, Wanted
+from deploy.reproduce.prompts import families_of, prompt_sets
+from deploy.reproduce.raters import People, people, ranking
+from deploy.reproduce.wins import PPO, START, WIN_OVER_START, win_rates
 from deploy.simulate.judges import words
-from deploy.simulate.prompt_sets import Prompt, bundled_prompts, choose
+from deploy.simulate.prompt_sets import Prompt
 from learning.gate.comparisons import Comparison
 from learning.gate.gate import judge
 from learning.gate.limits import Evidence
 from learning.gate.toxicity import is_toxic
 from learning.training.text_quality import is_broken
 
-BASELINE = "sft"
-START = "start"
-PPO = ("ppo", "ppo-ptx", "still")
-WIN = {"training": "win rate, training raters", "heldout": "win rate, held-out raters"}
-WIN_OVER_START = "win rate over its start, held-out raters"
+ACCURACY = {"training": "accuracy, training raters", "heldout": "accuracy, held-out raters"}
 Measures = dict[str, dict[str, Series]]
 """By measure, then by policy"""
 
@@ -55,10 +54,14 @@ def read_seed(root: Path, wanted: Wanted, seed: int) -> Seed:
     collected = _json(folder / "collect" / "out" / "figures.json")
     crowd = people(wanted.judge, collected["scales"])
     test = unseen_prompts(wanted, seed)
-    measures = _exam(_json(folder / "exam" / "out" / "exam.json"))
+    examined = _json(folder / "exam" / "out" / "exam.json")
+    measures = _exam(examined)
+    _add_accuracy(measures, examined, answers, crowd, test, seed=seed)
     _add_words(measures, answers)
     _add_toxicity(measures, answers)
-    _add_wins(measures, answers, crowd, test, seed=seed)
+    texts = {name: answers[name]["test"] for name in POLICIES}
+    _add_form(measures, texts, families_of(test))
+    measures |= win_rates(texts, crowd, test, seed=seed)
     figures = {
         step: _json(folder / step / "out" / "figures.json")
         for step in ("reward-model", "sft", "flan", *PPO, "shuffled", "answers")
@@ -77,30 +80,62 @@ def read_seed(root: Path, wanted: Wanted, seed: int) -> Seed:
 
 def unseen_prompts(wanted: Wanted, seed: int) -> list[Prompt]:
     """The prompts that nobody learned from or chose by."""
-    size = wanted.numbers
-    return list(
-        choose(
-            bundled_prompts(),
-            seed=seed,
-            form=people(wanted.judge).judges[0].form,
-            training=size.demonstrations + size.comparisons,
-            validation=size.validation,
-            test=size.test,
-        ).test
-    )
+    form = people(wanted.judge).judges[0].form
+    return list(prompt_sets(wanted.numbers, form, seed=seed).test)
 
 
 # --- measures -------------------------------------------------------------------------------
 
 
 def _exam(found: Mapping[str, Any]) -> Measures:
-    """The probabilities' measures, and the reward models' accuracy."""
+    """The probabilities' measures."""
     measures: Measures = {}
-    for name, theirs in found.items():
-        for measure, values in theirs.items():
-            kind = measure if name in MEASURED else f"accuracy, {measure} raters"
-            measures.setdefault(kind, {})[name] = series(values["units"], values["values"])
+    for name in MEASURED:
+        for measure, values in found[name].items():
+            measures.setdefault(measure, {})[name] = series(values["units"], values["values"])
     return measures
+
+
+def _add_accuracy(
+    measures: Measures,
+    found: Mapping[str, Any],
+    answers: Mapping[str, Any],
+    crowd: People,
+    test: Sequence[Prompt],
+    *,
+    seed: int,
+) -> None:
+    """Pair by pair whether a reward model orders answers as a rater of each pool does."""
+    texts = [[answers[name]["test"][place] for name in COMPARED] for place in range(len(test))]
+    for pool in ("training", "heldout"):
+        raters = crowd.pool(heldout=pool == "heldout")
+        orders = [
+            ranking(crowd, raters[place % len(raters)], prompt.prompt, said, seed=seed)
+            for place, (prompt, said) in enumerate(zip(test, texts, strict=True))
+        ]
+        for name in REWARD_MODELS:
+            units, right = pair_marks(families_of(test), found[name]["scores"], orders)
+            measures.setdefault(ACCURACY[pool], {})[name] = series(units, right)
+
+
+def pair_marks(
+    units: Sequence[str],
+    scores: Sequence[Sequence[float]],
+    orders: Sequence[Sequence[Sequence[int]]],
+) -> tuple[list[str], list[float]]:
+    """For each untied pair its unit, and 1 where the better answer scores higher, 1/2 if alike."""
+    found = [
+        (unit, _point(given[better], given[worse]))
+        for unit, given, order in zip(units, scores, orders, strict=True)
+        for place, tie in enumerate(order)
+        for better in tie
+        for worse in (answer for later in order[place + 1 :] for answer in later)
+    ]
+    return [unit for unit, _ in found], [point for _, point in found]
+
+
+def _point(better: float, worse: float) -> float:
+    return 0.5 if better == worse else float(better > worse)
 
 
 def _add_words(measures: Measures, answers: Mapping[str, Any]) -> None:
@@ -121,73 +156,15 @@ def _add_toxicity(measures: Measures, answers: Mapping[str, Any]) -> None:
             measures.setdefault(f"toxicity {kind}", {})[name] = series(units, shares)
 
 
-def _add_wins(
-    measures: Measures,
-    answers: Mapping[str, Any],
-    crowd: People,
-    test: Sequence[Prompt],
-    *,
-    seed: int,
-) -> None:
-    users = [prompt.user for prompt in test]
-    for name in POLICIES:
-        texts = answers[name]["test"]
+def _add_form(measures: Measures, texts: Mapping[str, Sequence[str]], units: Sequence[str]) -> None:
+    """What answers look like, whatever anybody thinks of them."""
+    for name, said in texts.items():
         measures.setdefault("broken answers", {})[name] = series(
-            users, [float(is_broken(text)) for text in texts]
+            units, [float(is_broken(text)) for text in said]
         )
         measures.setdefault("words of an answer", {})[name] = series(
-            users, [float(len(words(text))) for text in texts]
+            units, [float(len(words(text))) for text in said]
         )
-        for pool, measure in WIN.items():
-            if name not in (BASELINE, "still"):
-                won = points(
-                    crowd.pool(heldout=pool == "heldout"),
-                    crowd,
-                    test,
-                    texts,
-                    answers[BASELINE]["test"],
-                    seed=seed,
-                )
-                measures.setdefault(measure, {})[name] = series(users, won)
-    for name in PPO:
-        won = points(
-            crowd.pool(heldout=True),
-            crowd,
-            test,
-            answers[name]["test"],
-            answers[START]["test"],
-            seed=seed,
-        )
-        measures.setdefault(WIN_OVER_START, {})[name] = series(users, won)
-
-
-def points(
-    raters: Sequence[Rater],
-    crowd: People,
-    prompts: Sequence[Prompt],
-    new: Sequence[str],
-    old: Sequence[str],
-    *,
-    seed: int,
-) -> list[float]:
-    """For each prompt the share of raters who prefer the new answer, where broken text loses.
-
-    When both are broken the new answer loses: the rule may never help it.
-    """
-    return [
-        _ruled(
-            mine,
-            theirs,
-            [vote(crowd, rater, prompt.prompt, mine, theirs, seed=seed) for rater in raters],
-        )
-        for prompt, mine, theirs in zip(prompts, new, old, strict=True)
-    ]
-
-
-def _ruled(new: str, old: str, votes: Sequence[float]) -> float:
-    if is_broken(new):
-        return 0.0
-    return 1.0 if is_broken(old) else float(np.mean(votes))
 
 
 # --- the gate -------------------------------------------------------------------------------

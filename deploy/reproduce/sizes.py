@@ -1,7 +1,7 @@
 """How large a reproduction is: prompts, passes, iterations, and the settings of the stages.
 
-Three sizes, each a frozen set of numbers; the same code runs all of them. Knows no folder and no
-step; deploy/reproduce/plan.py makes steps of it.
+Sizes are frozen sets of numbers; the same code runs all of them. Knows no folder and no step;
+deploy/reproduce/plan.py makes steps of it.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from core.hyperparameters import PolicySettings, RewardModelSettings, SftSetting
 
 ITERATION_PROMPTS = 16
 ITERATION_ANSWERS = 4
+CHECKPOINT_EVERY = 3
+"""Iterations of PPO: a checkpoint is gigabytes, and takes as long as a third of an iteration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,17 +19,17 @@ class Size:
     """The numbers of one seed's run."""
 
     demonstrations: int
-    """Training prompts with a demonstration."""
+    """Training prompts with a demonstration; their answers are ranked, too."""
     comparisons: int
-    """Training prompts whose answers are ranked. PPO learns on these and on the ones above."""
+    """Further training prompts, whose answers are ranked only. PPO learns on all of them."""
     validation: int
-    """Prompts that choose epochs, checkpoints and the few-shot prefix, and measure the reward
-    model."""
+    """Prompts that choose epochs, checkpoints and the few-shot prefix."""
     test: int
-    """Prompts that nobody learned from or chose by, on which policies are compared."""
+    """Prompts that nobody learned from or chose by, on which policies are compared and the reward
+    model is measured."""
     answers: int = 6
     """K: answers to a prompt that is ranked."""
-    reward_epochs: int = 1
+    reward_epochs: int = 2
     """Passes over the comparisons."""
     sft_epochs: int = 4
     """Passes of the SFT policy over the demonstrations."""
@@ -39,6 +41,9 @@ class Size:
     """Validation prompts that choose an epoch by the reward model's score; 0: the loss chooses."""
     iterations: int = 8
     """Of PPO."""
+    averages: int = 3
+    """Iterations of PPO whose weight averages may be released, chosen on validation prompts; 1: the
+    last one's, unasked, as in the paper."""
     toxic_answers: int = 2
     """Answers to each opening in each of the three prompt types."""
     retention_pieces: int = 48
@@ -47,23 +52,39 @@ class Size:
     """Most items of each bundled suite."""
 
 
-FULL = Size(demonstrations=100, comparisons=150, validation=50, test=150)
-"""A few hours for three seeds on two cores."""
+FULL = Size(demonstrations=100, comparisons=150, validation=50, test=165, iterations=10)
+"""Three seeds in two to three hours on two quiet cores."""
+SHORT = Size(
+    demonstrations=40,
+    comparisons=80,
+    validation=24,
+    test=135,
+    sft_epochs=3,
+    flan_epochs=2,
+    flan_examples=80,
+    selection_prompts=0,
+    iterations=5,
+    toxic_answers=1,
+    retention_pieces=48,
+    exam_items=48,
+)
+"""Three seeds in eighty minutes on two quiet cores, each measure with units enough."""
 QUICK = Size(
     demonstrations=32,
     comparisons=56,
     validation=20,
-    test=72,
-    sft_epochs=3,
+    test=60,
+    sft_epochs=2,
     flan_epochs=1,
     flan_examples=48,
     selection_prompts=0,
     iterations=3,
+    averages=1,
     toxic_answers=1,
     retention_pieces=20,
     exam_items=16,
 )
-"""The whole pipeline in a quarter of an hour on two quiet cores; it shows that it works."""
+"""The whole pipeline in twenty minutes on two quiet cores; it shows that it works."""
 LITTLE = Size(
     demonstrations=12,
     comparisons=8,
@@ -75,12 +96,13 @@ LITTLE = Size(
     flan_examples=12,
     selection_prompts=0,
     iterations=1,
+    averages=1,
     toxic_answers=1,
     retention_pieces=4,
     exam_items=3,
 )
 """For tests of the program: no figure of it means anything."""
-SIZES = {"full": FULL, "quick": QUICK, "little": LITTLE}
+SIZES = {"full": FULL, "short": SHORT, "quick": QUICK, "little": LITTLE}
 
 
 def reward_settings(size: Size, *, heads: int = 0) -> RewardModelSettings:
@@ -123,7 +145,7 @@ def policy_settings(
         max_new_tokens=max_tokens,
         ptx_coef=ptx_coef,
         validation_prompts=max(1, min(24, size.validation)),
-        checkpoint_every=1,
-        checkpoints_kept=2 if size.iterations < 4 else 3,
+        checkpoint_every=CHECKPOINT_EVERY,
+        checkpoints_kept=1 if still else size.averages,
         **({"learning_rate": 0.0, "value_only_iterations": 0} if still else {}),
     )

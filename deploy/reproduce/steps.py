@@ -35,8 +35,8 @@ from learning.training.stage import write_json
 _LOOK_SECONDS = 0.2
 _PATIENCE_SECONDS = 60.0
 """How long a step may take to checkpoint and leave before it is killed."""
-_LEFTOVERS = ("checkpoint", "checkpoint.tmp", "kept", "weights", "parts")
-"""What a finished step has no use for; the checkpoint of PPO alone is gigabytes."""
+_LEFTOVERS = ("checkpoint*", "kept", "weights", "parts")
+"""Patterns of what a finished step has no use for; the checkpoint of PPO alone is gigabytes."""
 
 OnStep = Callable[[Step, Progress], None]
 
@@ -87,8 +87,9 @@ def run_steps(
         say(f"{number}/{len(steps)} {step.name}: {step.does} (about {left:.0f} min left in all)")
         with _timed(step.folder(root)):
             run_step(step, root, asked=asked, show=show)
-        for name in _LEFTOVERS:
-            _remove(step.folder(root) / name)
+        for pattern in _LEFTOVERS:
+            for path in step.folder(root).glob(pattern):
+                _remove(path)
 
 
 @contextmanager

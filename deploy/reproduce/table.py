@@ -1,7 +1,7 @@
-"""The report of a reproduction as plain values and as Markdown: every figure with n and interval.
+"""The report of a reproduction as plain values: every figure with n and interval.
 
-Seeds in, a document out; draws nothing (deploy/reproduce/plots.py) and decides nothing
-(deploy/reproduce/claims.py). What the run is too small for is said first.
+Seeds in, a document out, with the warnings that have to be read before it. Decides nothing
+(deploy/reproduce/claims.py); deploy/reproduce/markdown.py and plots.py show it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,52 +15,16 @@ from deploy.reproduce.claims import (
     answered,
     control_verdict,
 )
-from deploy.reproduce.estimates import MIN_UNITS, estimate, pooled
-from deploy.reproduce.plan import POLICIES, Wanted
-from deploy.reproduce.scoring import PPO, WIN, Seed
+from deploy.reproduce.estimates import MIN_UNITS, difference, estimate, pooled
+from deploy.reproduce.plan import Wanted
+from deploy.reproduce.prompts import FOLDS
+from deploy.reproduce.scoring import ACCURACY, Seed
+from deploy.reproduce.wins import PPO
 
 ENOUGH_ACCURACY = 0.65
 """Held-out pair accuracy under which the service would not have started PPO."""
-SHOWN_AS = {
-    "base": "base",
-    "prompted": "base, few-shot prompt",
-    "start": "start of PPO",
-    "sft": "SFT",
-    "flan": "FLAN-style",
-    "ppo": "PPO (γ = 0)",
-    "ppo-ptx": "PPO-ptx",
-    "still": "PPO, learning rate 0",
-}
-COLUMNS = (
-    (WIN["heldout"], "share"),
-    (WIN["training"], "share"),
-    ("truthfulness", "share"),
-    ("tasks", "share"),
-    ("public tasks", "share"),
-    ("loss on prose", "number"),
-    ("toxicity respectful", "share"),
-    ("toxicity none", "share"),
-    ("toxicity biased", "share"),
-    ("bias respectful", "number"),
-    ("bias none", "number"),
-    ("bias biased", "number"),
-    ("broken answers", "share"),
-    ("words of an answer", "count"),
-)
-"""Measures in the order of the table, and how a figure is written."""
-EXPLAINED = {
-    WIN[
-        "heldout"
-    ]: "against SFT, by raters with the same main taste and a leaning that nobody trained "
-    "on, whose word trained and chose nothing",
-    WIN["training"]: "against SFT, by the raters whose rankings trained the reward model",
-    "truthfulness": "questions with popular wrong answers, multiple choice, right",
-    "tasks": "bundled tasks of our own, right",
-    "public tasks": "tasks of lm-eval, right",
-    "loss on prose": "nats a token on text of another kind than the mix; less is better",
-    "toxicity none": "continued openings with a word of abuse (a word list's judgement)",
-    "bias none": "entropy, bits, over two continuations that differ in a group; 1 prefers neither",
-}
+TAXED = ("tasks", "public tasks", "loss on prose")
+"""Measures of what training may cost."""
 
 
 def document(wanted: Wanted, seeds: Sequence[Seed]) -> dict[str, Any]:
@@ -72,6 +36,7 @@ def document(wanted: Wanted, seeds: Sequence[Seed]) -> dict[str, Any]:
         "judge": wanted.judge,
         "seeds": list(wanted.seeds),
         "figures": _figures(seeds),
+        "changes": _changes(seeds),
         "claims": [_claim(answered(claim, seeds)) for claim in CLAIMS],
         "controls": [
             _claim(control) | {"verdict": control_verdict(control)} for control in controls
@@ -94,10 +59,27 @@ def _figures(seeds: Sequence[Seed]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for measure in seeds[0].measures:
         for policy in seeds[0].measures[measure]:
-            parts = [seed.measures[measure][policy] for seed in seeds]
+            parts = [
+                seed.measures[measure][policy]
+                for seed in seeds
+                if policy in seed.measures.get(measure, {})
+            ]
             found.setdefault(measure, {})[policy] = asdict(estimate(pooled(parts))) | {
                 "per_seed": [estimate(part).value for part in parts]
             }
+    return found
+
+
+def _changes(seeds: Sequence[Seed]) -> dict[str, dict[str, Any]]:
+    """What became of the base's abilities, item by item: a policy's less the base's."""
+    found: dict[str, dict[str, Any]] = {}
+    for measure in (name for name in TAXED if name in seeds[0].measures):
+        for policy in (name for name in seeds[0].measures[measure] if name != "base"):
+            parts = [
+                difference(seed.measures[measure][policy], seed.measures[measure]["base"])
+                for seed in seeds
+            ]
+            found.setdefault(measure, {})[policy] = asdict(estimate(pooled(parts)))
     return found
 
 
@@ -116,17 +98,8 @@ def _claim(one: Answered) -> dict[str, Any]:
 def _reward_model(seeds: Sequence[Seed]) -> dict[str, Any]:
     """Accuracy of the reward model by pool of raters, as estimates."""
     return {
-        pool: asdict(
-            estimate(
-                pooled([s.measures[f"accuracy, {pool} raters"]["reward-model"] for s in seeds])
-            )
-        )
-        | {
-            "per_seed": [
-                estimate(s.measures[f"accuracy, {pool} raters"]["reward-model"]).value
-                for s in seeds
-            ]
-        }
+        pool: asdict(estimate(pooled([s.measures[ACCURACY[pool]]["reward-model"] for s in seeds])))
+        | {"per_seed": [estimate(s.measures[ACCURACY[pool]]["reward-model"]).value for s in seeds]}
         for pool in ("training", "heldout")
     }
 
@@ -143,150 +116,60 @@ def _agreement(seeds: Sequence[Seed]) -> dict[str, float | None]:
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before the first figure."""
+    return [*_of_size(report), *_of_raters(report), *_of_rewards(report), *_of_controls(report)]
+
+
+def _of_size(report: Mapping[str, Any]) -> list[str]:
     said = []
-    if report["size"] != "full":
+    if report["size"] in ("quick", "little"):
         said.append(
             f"Size `{report['size']}`: it shows that the pipeline runs. Its figures are too few "
             "to compare policies by."
         )
-    if len(report["seeds"]) == 1:
-        said.append("One seed: the intervals cover prompts, not the luck of a training.")
-    said.append(
+    if len(report["seeds"]) < FOLDS:
+        said.append(
+            f"Fewer than {FOLDS} seeds: each tests a third of the families of prompts, so win "
+            f"rates rest on fewer than {MIN_UNITS} and nothing is concluded from them."
+        )
+    return said
+
+
+def _of_raters(report: Mapping[str, Any]) -> list[str]:
+    said = [
         "Demonstrations are the base's own best answers, and the default base is already tuned to "
         "follow instructions: rows against the base are not the paper's comparison."
-    )
+    ]
+    if report["judge"] == "brevity":
+        said.append(
+            "The raters like few words: whatever teaches short answers wins here, such as the "
+            "FLAN-style mixture, most of whose answers are a word or two."
+        )
+    return said
+
+
+def _of_rewards(report: Mapping[str, Any]) -> list[str]:
+    accuracies = report["reward_model"]["training"]["per_seed"]
     weak = [
         f"{value:.2f} (seed {seed})"
-        for seed, value in zip(
-            report["seeds"], report["reward_model"]["training"]["per_seed"], strict=True
-        )
+        for seed, value in zip(report["seeds"], accuracies, strict=True)
         if value < ENOUGH_ACCURACY
     ]
-    if weak:
-        said.append(
-            f"The reward model orders {', '.join(weak)} of unseen pairs rightly, and the service "
-            f"asks for {ENOUGH_ACCURACY} before it starts PPO: its PPO rows show what a weak "
-            "reward model does."
-        )
+    if not weak:
+        return []
+    return [
+        f"The reward model orders {', '.join(weak)} of unseen pairs rightly, and the service "
+        f"asks for {ENOUGH_ACCURACY} before it starts PPO: its PPO rows show what a weak reward "
+        "model does."
+    ]
+
+
+def _of_controls(report: Mapping[str, Any]) -> list[str]:
     alarms = [one["says"] for one in report["controls"] if one["verdict"] == "alarm"]
     alarms += [
         f"the gate passed learning rate 0 (seed {seed})"
         for seed, verdict in zip(report["seeds"], report["gate"]["still"], strict=True)
         if verdict["verdict"] == "pass"
     ]
-    if alarms:
-        said.append(f"CONTROL FAILED: {'; '.join(alarms)}. Believe nothing below before it is why.")
-    return said
-
-
-# --- Markdown -------------------------------------------------------------------------------
-
-
-def markdown(report: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
-    """The report for people. `plots` are names of image files beside it."""
-    seeds = ", ".join(map(str, report["seeds"]))
-    parts = [
-        "# The paper in miniature",
-        f"Size `{report['size']}`, taste `{report['judge']}`, seeds {seeds}. Every figure is a "
-        "mean with its 95 % bootstrap interval; n is the number of values, and behind the slash "
-        f"stands the number of users or items that they come from. Under {MIN_UNITS} of these "
-        "nothing is concluded.",
-        *(f"> {line}" for line in report["warnings"]),
-        "## Policies",
-        _policies(report),
-        "\n".join(f"- *{name}*: {text}." for name, text in EXPLAINED.items()),
-        "## Claims of the paper",
-        _claims(report["claims"]),
-        "A difference is called higher or lower only where its interval leaves zero (of win rates: "
-        "one half) out and all seeds agree. Intervals cover prompts and items, not the luck of a "
-        "training, which a few seeds cannot measure; of 17 claims about one would stand out by "
-        "chance even if nothing were there. Users of one family share templates and topics, which "
-        "the intervals do not know: for prompts of other kinds they are too narrow.",
-        "## Controls",
-        _controls(report),
-        "## Reward model",
-        _reward_lines(report),
-        *(f"![{name.partition('.')[0].replace('-', ' ')}]({name})" for name in plots),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _policies(report: Mapping[str, Any]) -> str:
-    """One row for each measure, one column for each policy: narrow screens scroll one way."""
-    names = [name for name in POLICIES if name != "still"]
-    lines = [
-        "| | " + " | ".join(SHOWN_AS[name] for name in names) + " | n |",
-        "|---|" + "---|" * (len(names) + 1),
-    ]
-    for measure, how in COLUMNS:
-        row = report["figures"].get(measure)
-        if row:
-            cells = [_cell(row.get(name), how) for name in names]
-            sizes = sorted({f"{one['n']}/{one['units']}" for one in row.values()})
-            lines.append(f"| {measure} | {' | '.join(cells)} | {', '.join(sizes)} |")
-    return "\n".join(lines)
-
-
-def _cell(found: Mapping[str, Any] | None, how: str) -> str:
-    if found is None:
-        return "–"
-    value, low, high = (_number(found[name], how) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _number(value: float, how: str) -> str:
-    return {"share": f"{100 * value:.1f} %", "count": f"{value:.1f}"}.get(how, f"{value:.3f}")
-
-
-def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| | found | n | verdict | the paper | |", "|---|---|---|---|---|---|"]
-    for one in claims:
-        found = f"{one['value']:+.3f}" if one["zero"] == 0.0 else f"{one['value']:.3f}"
-        lines.append(
-            f"| {one['says']} | {found} [{one['low']:.3f}, {one['high']:.3f}] | "
-            f"{one['n']}/{one['units']} | {one['verdict']} | {one['paper']} | "
-            f"{one['against_paper']} |"
-        )
-    return "\n".join(lines)
-
-
-def _controls(report: Mapping[str, Any]) -> str:
-    lines = ["| | found | n | has to be 0.50 |", "|---|---|---|---|"]
-    for one in report["controls"]:
-        fine = {"nothing": "yes", "alarm": "**NO**"}.get(one["verdict"], one["verdict"])
-        lines.append(
-            f"| {one['says']} | {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}] | "
-            f"{one['n']}/{one['units']} | {fine} |"
-        )
-    said = [
-        "The gate's rules on votes, KL, forgetting, length and broken text (not suites, abuse or "
-        f"over-optimisation) say of {SHOWN_AS[name]} over its start: "
-        + ", ".join(verdict["verdict"].replace("_", " ") for verdict in report["gate"][name])
-        + "."
-        for name in PPO
-    ]
-    return "\n".join(lines) + "\n\n" + " ".join(said)
-
-
-def _reward_lines(report: Mapping[str, Any]) -> str:
-    accuracy = report["reward_model"]
-    lines = [
-        f"- accuracy on unseen prompts, {shown}: {accuracy[pool]['value']:.3f} "
-        f"[{accuracy[pool]['low']:.3f}, {accuracy[pool]['high']:.3f}], "
-        f"n = {accuracy[pool]['n']}/{accuracy[pool]['units']} (the paper: {paper})"
-        for pool, shown, paper in (
-            ("training", "training raters", "0.724"),
-            ("heldout", "held-out raters", "0.696"),
-        )
-    ]
-    agreement = report["agreement"]
-    lines += [
-        f"- raters agree on {agreement[name]:.3f} of pairs, {shown} (the paper: {paper})"
-        for name, shown, paper in (
-            ("training", "training raters among themselves", "0.726"),
-            ("heldout", "held-out raters among themselves", "0.773"),
-            ("between", "one of each", "not given"),
-        )
-        if agreement[name] is not None
-    ]
-    return "\n".join(lines)
+    if not alarms:
+        return []
+    return [f"CONTROL FAILED: {'; '.join(alarms)}. Believe nothing below before you know why."]

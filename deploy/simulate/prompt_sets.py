@@ -101,31 +101,31 @@ def choose(
     as can be. Raises StartError when the prompts of that form do not suffice.
     """
     generator = random.Random(seed)
-    families = _families([prompt for prompt in prompts if prompt.form == form])
-    generator.shuffle(families)
-    for family in families:
+    found = families([prompt for prompt in prompts if prompt.form == form])
+    generator.shuffle(found)
+    for family in found:
         generator.shuffle(family)
-    for_test, rest = _take(families, test)
+    for_test, rest = _take(found, test)
     share = validation / max(validation + training, 1)
     at_least = _needed(rest, validation)
     count = max(at_least, math.floor(share * len(rest)))
     chosen = PromptSets(
-        training=_deal(rest[count:], training),
-        validation=_deal(rest[:count], validation),
-        test=_deal(for_test, test),
+        training=deal(rest[count:], training),
+        validation=deal(rest[:count], validation),
+        test=deal(for_test, test),
     )
     wanted = {"training": training, "validation": validation, "test": test}
     for name, size in wanted.items():
         if len(getattr(chosen, name)) < size:
             raise StartError(
-                f"{len(prompts)} prompts with {len(families)} families of form {form!r} cannot be "
+                f"{len(prompts)} prompts with {len(found)} families of form {form!r} cannot be "
                 f"split into {wanted}: ask for fewer, or add prompts with templates, topics and "
                 "users of their own"
             )
     return chosen
 
 
-def _families(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+def families(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     """Groups of prompts such that no user, topic or template occurs in two groups."""
     leader: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -161,7 +161,7 @@ def _take(
     return list(families[:count]), list(families[count:])
 
 
-def _deal(families: Sequence[list[Prompt]], size: int) -> tuple[Prompt, ...]:
+def deal(families: Sequence[list[Prompt]], size: int) -> tuple[Prompt, ...]:
     """At most `size` prompts, one from each family in turn."""
     most = max((len(family) for family in families), default=0)
     rounds = [family[i] for i in range(most) for family in families if i < len(family)]

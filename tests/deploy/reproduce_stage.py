@@ -14,6 +14,7 @@ def main(stage: Stage) -> dict:
         raise NotEnoughData("too little")
     resumed = stage.checkpoint.exists()
     stage.checkpoint.write_text("here")
+    (stage.folder / "checkpoint-2").mkdir(exist_ok=True)  # where what it points to lies
     stage.progress(0.5, "half way")
     deadline = time.monotonic() + 60
     while does == "wait" and not resumed:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from deploy.reproduce.exam import bias_entropy, entropy_bits, pair_marks
+from deploy.reproduce.exam import bias_entropy, entropy_bits
 from deploy.reproduce.tasks import BiasPair
 from learning.evaluation.regression_scoring import choice_logprobs, chosen
 from learning.training.models import load_policy
@@ -25,13 +25,6 @@ def test_entropy_in_bits_by_hand():
     assert entropy_bits(torch.tensor([0.0, -90.0])) == pytest.approx(0.0, abs=1e-9)
     three_to_one = torch.tensor([math.log(0.03), math.log(0.01)])
     assert entropy_bits(three_to_one) == pytest.approx(2 - 0.75 * math.log2(3))
-
-
-def test_pairs_by_hand():
-    marks = pair_marks(["u", "v"], [[3.0, 1.0, 2.0], [5.0, 5.0]], [[[0], [1, 2]], [[1], [0]]])
-    assert marks == {"units": ["u", "u", "v"], "values": [1.0, 1.0, 0.5]}
-    marks = pair_marks(["u"], [[1.0, 2.0, 3.0]], [[[0], [1], [2]]])
-    assert marks["values"] == [0.0, 0.0, 0.0]
 
 
 def test_choices_have_the_models_own_probabilities(tiny):

@@ -8,13 +8,23 @@ from PIL import Image
 
 from deploy.reproduce.claims import CLAIMS, CONTROLS, Answered, answered, control_verdict
 from deploy.reproduce.estimates import Estimate
+from deploy.reproduce.markdown import SHOWN_AS
 from deploy.reproduce.plan import MEASURED, POLICIES, Wanted
+from deploy.reproduce.plots import alignment_tax, safety, win_rates
 from deploy.reproduce.raters import people
 from deploy.reproduce.run import write_report
-from deploy.reproduce.scoring import WIN, WIN_OVER_START, points, read_seed, unseen_prompts
+from deploy.reproduce.scoring import pair_marks, read_seed, unseen_prompts
+from deploy.reproduce.wins import (
+    WIN,
+    WIN_OVER_START,
+    WIN_SIMILAR,
+    WIN_UNRULED,
+    preferred,
+    ruled,
+)
 from deploy.simulate.prompt_sets import Prompt
 
-WANTED = Wanted(size="quick", seeds=(0, 1))
+WANTED = Wanted(size="quick", seeds=(0, 1, 2))
 GLAD = "It was a wonderful day and everybody was happy with the lovely result."
 PLAIN = "It was a day like others and nothing much is to be said of the result."
 SAD = "It was a terrible day and everybody was sad about the awful result."
@@ -50,7 +60,6 @@ def write_seed(root, seed, *, says, shuffled=0.5, start=PLAIN):
         for name in ("truthfulness", "tasks", *(f"bias {kind}" for kind in KINDS))
     }
     prose = generator.normal(3.0, 0.2, size=50)
-    users = [f"u{n}" for n in range(50)]
     exam = {
         name: {
             **ordinary,
@@ -62,8 +71,9 @@ def write_seed(root, seed, *, says, shuffled=0.5, start=PLAIN):
         for name in MEASURED
     }
     for name, share in (("reward-model", 0.6), ("shuffled", shuffled)):
-        right = [float(n < share * 50) for n in range(50)]
-        exam[name] = {pool: {"units": users, "values": right} for pool in ("training", "heldout")}
+        # the base is sad and the others are alike: three pairs a prompt, all right or all wrong
+        base = [-1.0 if 7 * n % 10 < 10 * share else 1.0 for n in range(len(test))]
+        exam[name] = {"scores": [[score, 0.0, 0.0, 0.0] for score in base]}
     write(folder / "answers" / "out" / "answers.json", answers)
     write(folder / "answers" / "out" / "figures.json", {"prefixes": [0.1, 0.3]})
     write(folder / "exam" / "out" / "exam.json", exam)
@@ -98,8 +108,16 @@ def test_points_by_hand_where_broken_text_loses():
     prompts = [Prompt(f"p{n}", f"u{n}", "t", "t", "open") for n in range(5)]
     new = [GLAD, SAD, "", PLAIN, ""]
     old = [SAD, GLAD, GLAD, PLAIN, ""]
-    won = points(crowd.pool(heldout=True), crowd, prompts, new, old, seed=0)
-    assert won == [1.0, 0.0, 0.0, 0.5, 0.0]
+    votes = preferred(crowd.pool(heldout=True), crowd, prompts, new, old, seed=0)
+    assert votes == [1.0, 0.0, 0.0, 0.5, 0.5]
+    assert ruled(votes, new, old) == [1.0, 0.0, 0.0, 0.5, 0.0]
+    assert ruled([0.25], [GLAD], [""]) == [1.0]
+
+
+def test_pairs_by_hand():
+    scores, orders = [[3.0, 1.0, 2.0], [5.0, 5.0]], [[[0], [1, 2]], [[1], [0]]]
+    assert pair_marks(["u", "v"], scores, orders) == (["u", "u", "v"], [1.0, 1.0, 0.5])
+    assert pair_marks(["u"], [[1.0, 2.0, 3.0]], [[[0], [1], [2]]])[1] == [0.0, 0.0, 0.0]
 
 
 def test_the_report_says_who_won_and_refuses_what_the_interval_does_not_show(told):
@@ -109,7 +127,11 @@ def test_the_report_says_who_won_and_refuses_what_the_interval_does_not_show(tol
         assert row["ppo-ptx"]["value"] > 0.9
         assert row["base"]["value"] < 0.1
         assert "sft" not in row
-        assert (row["ppo"]["n"], len(row["ppo"]["per_seed"])) == (2 * WANTED.numbers.test, 2)
+        assert (row["ppo"]["n"], len(row["ppo"]["per_seed"])) == (3 * WANTED.numbers.test, 3)
+        assert row["ppo"]["units"] == 44  # all families of open prompts, each in one seed
+    similar, unruled = (report["figures"][name] for name in (WIN_SIMILAR, WIN_UNRULED))
+    assert set(similar) == {"start", "prompted", "flan"}  # the others say fewer words
+    assert unruled["ppo"]["value"] == report["figures"][WIN["heldout"]]["ppo"]["value"]
     verdicts = {one["says"]: one for one in report["claims"]}
     assert verdicts["PPO-ptx against SFT"]["against_paper"] == "as in the paper"
     assert verdicts["PPO-ptx less PPO, win rate"]["verdict"] == "not shown"
@@ -119,6 +141,9 @@ def test_the_report_says_who_won_and_refuses_what_the_interval_does_not_show(tol
     assert verdicts["truthfulness: PPO-ptx less SFT"]["against_paper"] == "open"
     assert "| PPO-ptx against SFT |" in text
     assert len(verdicts) == len(CLAIMS)
+    tax = report["changes"]["loss on prose"]["ppo"]
+    assert tax["value"] == pytest.approx(0.1)
+    assert tax["high"] - tax["low"] < 1e-6  # item by item: how items differ is no part of it
 
 
 def test_measures_are_counted_as_they_are(told):
@@ -126,10 +151,13 @@ def test_measures_are_counted_as_they_are(told):
     figures = report["figures"]
     assert figures["toxicity biased"]["ppo"]["value"] == 1.0
     assert figures["toxicity respectful"]["ppo"]["value"] == 0.0
-    assert figures["tasks"]["base"]["n"] == 2 * 62
+    assert figures["tasks"]["base"]["n"] == 3 * 62
     assert figures["tasks"]["base"]["units"] == 62
     assert figures["broken answers"]["ppo"]["value"] == 0.0
     assert report["agreement"]["training"] == 0.75
+    for one in report["reward_model"].values():
+        assert one["value"] == pytest.approx(0.6)
+        assert one["units"] == 44
     assert report["seconds"]["1"]["ppo"] == 1.5
 
 
@@ -158,22 +186,39 @@ def test_a_control_that_finds_something_is_told_first(tmp_path):
 def test_a_control_of_few_users_is_no_alarm_and_one_near_a_half_is_none_either():
     claim = CONTROLS[1]
 
-    def said(value, low, high, units):
+    def said(value, low, high, units, per_seed=(0.2, 0.3)):
         found = Estimate(value, low, high, n=900, units=units)
-        return control_verdict(Answered(claim, found, (value,), "not shown"))
+        return control_verdict(Answered(claim, found, per_seed, "not shown"))
 
     assert said(0.2, 0.1, 0.3, 39) == "too few"
     assert said(0.2, 0.1, 0.3, 40) == "alarm"
     assert said(0.46, 0.43, 0.49, 60) == "nothing"
     assert said(0.4, 0.2, 0.51, 60) == "nothing"
+    assert said(0.2, 0.1, 0.3, 60, per_seed=(0.1, 0.6)) == "nothing"
 
 
 def test_a_small_run_and_a_weak_reward_model_are_said_first(told):
     report, text, _ = told
     assert "too few to compare" in report["warnings"][0]
     assert "not the paper's comparison" in report["warnings"][1]
-    assert "0.60 (seed 0), 0.60 (seed 1)" in report["warnings"][2]
+    assert "0.60 (seed 0), 0.60 (seed 1), 0.60 (seed 2)" in report["warnings"][2]
     assert text.index("too few to compare") < text.index("| |")
+
+
+def test_policies_stand_in_the_order_of_the_table_in_every_plot(told):
+    report, _, _ = told
+    for figure in (win_rates(report), alignment_tax(report), safety(report)):
+        for axes in figure.axes:
+            shown = [label.get_text() for label in axes.get_yticklabels()]
+            assert shown == [name for name in SHOWN_AS.values() if name in shown]
+            assert axes.yaxis_inverted()
+
+
+def test_measures_without_spread_carry_no_interval(told):
+    _, text, _ = told
+    (row,) = [line for line in text.splitlines() if line.startswith("| toxicity biased")]
+    assert "100.0 % (all)" in row
+    assert "[" not in row
 
 
 def test_each_plot_of_the_report_is_a_picture(told):

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from core.errors import InstructLoopError, StartError
 from deploy.cli import app
+from deploy.reproduce.estimates import MIN_UNITS
 from deploy.reproduce.plan import POLICIES, Machine, Step, Wanted, seconds_left, steps_of
+from deploy.reproduce.prompts import families_of, prompt_sets
 from deploy.reproduce.run import _keep_options, print_plan
 from deploy.reproduce.sizes import SIZES
 from deploy.reproduce.steps import Asked, only_one, run_steps, stopping
@@ -73,17 +75,29 @@ def test_seeds_differ_in_seed_and_folder_only(tmp_path):
 
 
 def test_each_size_has_prompts_enough_and_takes_less_time_the_smaller_it_is(tmp_path):
-    from deploy.reproduce.collect import prompt_sets
-    from deploy.reproduce.raters import people
-
     for size in SIZES.values():
-        for judge, seed in (("sentiment", 2), ("brevity", 1)):
-            sets = prompt_sets(size, people(judge), seed=seed)
-            assert len(sets.test) == size.test
-            assert not {p.user for p in sets.test} & {p.user for p in sets.training}
-    times = [seconds_left(planned(tmp_path, size=name), tmp_path) for name in ("little", "quick")]
-    times.append(seconds_left(planned(tmp_path, size="full"), tmp_path))
+        for form, seed in (("open", 2), ("short", 1)):
+            assert len(prompt_sets(size, form, seed=seed).test) == size.test
+    sizes = ("little", "quick", "short", "full")
+    times = [seconds_left(planned(tmp_path, size=name), tmp_path) for name in sizes]
     assert times == sorted(times)
+
+
+def test_three_seeds_test_every_family_once_and_none_of_them_learns_what_it_is_tested_on():
+    for form in ("open", "short"):
+        tested = []
+        for seed in (3, 4, 5):
+            sets = prompt_sets(SIZES["short"], form, seed=seed)
+            held_out = set(families_of(sets.test))
+            for others in (sets.training, sets.validation):
+                assert not held_out & set(families_of(others))
+                for name in ("user", "topic", "template"):
+                    ours, theirs = ({getattr(p, name) for p in one} for one in (sets.test, others))
+                    assert not ours & theirs
+            tested += held_out
+        assert len(tested) == len(set(tested)) >= MIN_UNITS
+        again = families_of(prompt_sets(SIZES["short"], form, seed=0).test)
+        assert set(again) <= set(tested)
 
 
 def test_a_plan_says_each_step_and_what_is_done(tmp_path):
@@ -105,6 +119,17 @@ def test_the_command_plans_as_many_seeds_as_asked_for_and_writes_nothing(tmp_pat
     assert not out.exists()
 
 
+def test_quick_is_one_seed_and_other_sizes_are_three(tmp_path):
+    out = ["reproduce", "--plan", "--out", str(tmp_path / "reproduction")]
+    quick, short, wrong = (
+        CliRunner().invoke(app, [*out, *more])
+        for more in (["--quick"], ["--size", "short"], ["--size", "tiny"])
+    )
+    assert (quick.exit_code, short.exit_code, wrong.exit_code) == (0, 0, 2)
+    assert len(quick.stdout.splitlines()) == 10 + 1
+    assert len(short.stdout.splitlines()) == 3 * 10 + 1
+
+
 def test_tasks_of_lm_eval_are_tried_before_anything_else(tmp_path):
     steps = planned(tmp_path, lm_eval=("piqa",))
     asking = [step.name for step in steps if step.inputs.get("lm_eval") == ["piqa"]]
@@ -118,7 +143,7 @@ def test_steps_run_once_and_leave_nothing_they_do_not_need(tmp_path):
     assert "half way" in shown
     out = tmp_path / "seed-0" / "1" / "out" / "result"
     written = out.read_text()
-    assert not (tmp_path / "seed-0" / "1" / "checkpoint").exists()
+    assert not list((tmp_path / "seed-0" / "1").glob("checkpoint*"))
     said, _ = run(steps, tmp_path)
     assert (said, out.read_text()) == ([], written)
 

@@ -57,6 +57,14 @@ def test_no_continuation_of_a_pair_has_the_other_ones_words_only():
     assert len({(pair.prompt, pair.choices) for pair in bias_pairs(ALL)}) == len(bias_pairs(ALL))
 
 
+def test_each_pair_is_a_sentence_of_its_own_as_intervals_take_it_for():
+    def starts(pair):
+        return tuple(pair.prompt.split()[-2:]), pair.choices
+
+    assert len({starts(pair) for pair in bias_pairs(ALL)}) == len(bias_pairs(ALL))
+    assert len({pair.prompt for pair in bias_pairs(ALL)}) == len(bias_pairs(ALL))
+
+
 def test_prompt_types_put_their_instruction_first():
     assert typed("none", "An opening") == "An opening"
     for kind in ("respectful", "biased"):
