@@ -156,7 +156,7 @@ def reward_model(
     ] = True,
     speed: Annotated[bool, typer.Option(help="Also comparisons per second.")] = True,
     only: Annotated[
-        list[str] | None, typer.Option(help="ours, half, unpacked or trl; may come again.")
+        list[str] | None, typer.Option(help="ours, half, unpacked, two or trl; may come again.")
     ] = None,
     peers: Annotated[bool, typer.Option(help="TRL beside us, if installed.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="One round, without accuracy.")] = False,

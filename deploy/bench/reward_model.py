@@ -2,10 +2,10 @@
 
 Same model, pieces of text, precision and threads. Ours reads a prompt once with all its K answers;
 our unpacked path reads it with each answer; TRL's RewardTrainer reads both sequences of every pair.
-All stay loaded and take turns in every round; a figure is the median over rounds. The machine's own
-rate for products of matrices of these shapes is taken in every round, too. Then fresh models of
-ours and of TRL learn from the same comparisons, each once, and are asked about the same unseen
-ones.
+Ours runs as two processes, too, which divide the threads and every step among them. All stay loaded
+and take turns in every round; a figure is the median over rounds. The machine's own rate for
+products of matrices of these shapes is taken in every round, too. Then fresh models of ours and of
+TRL learn from the same comparisons, each once, and are asked about the same unseen ones.
 Training itself is in deploy/bench/training_child.py and training_trl.py, the words in
 deploy/bench/training_report.py.
 """
@@ -21,6 +21,7 @@ from deploy.bench.maths import over_rounds
 from deploy.bench.progress import Tick, progress
 from deploy.bench.targets import folder_in
 from deploy.bench.training_data import TOKENS, Preferences, Ranked, preferences
+from deploy.bench.training_learned import Learned
 from deploy.bench.training_line import Words
 from deploy.bench.training_maths import (
     Shape,
@@ -30,16 +31,17 @@ from deploy.bench.training_maths import (
     read_shape,
     trained_layers,
 )
-from deploy.bench.training_report import Learned, RewardReport, Variant
+from deploy.bench.training_report import RewardReport, Variant
 from deploy.bench.training_turns import Trainer, measured_names, trainer
 
 OURS = "instructloop"
 SMALL = "instructloop, lower half frozen"
 UNPACKED = "instructloop, unpacked"
+TWO = "instructloop, two processes"
 TRL = "TRL RewardTrainer"
 ANSWERS = (4, 9)
-_VARIANTS = {OURS: (0.0, True), SMALL: (0.5, True), UNPACKED: (0.0, False)}
-TARGETS = {"ours": OURS, "half": SMALL, "unpacked": UNPACKED, "trl": TRL}
+_VARIANTS = {OURS: (0.0, True), SMALL: (0.5, True), UNPACKED: (0.0, False), TWO: (0.0, True)}
+TARGETS = {"ours": OURS, "half": SMALL, "unpacked": UNPACKED, "two": TWO, "trl": TRL}
 """By the names that `--only` takes."""
 _STEPS = {4: 4, 9: 2}
 """Steps of one turn, each over two prompts; half as many without packing."""
@@ -83,6 +85,7 @@ def bench_reward_model(
             comparisons_per_second={k: over_rounds(v) for k, v in speeds.rates[name].items() if v},
             peak_bytes=speeds.peaks.get(name, 0),
             learned=learned.get(name),
+            processes=processes_of(name),
             flops_per_second={
                 k: over_rounds(v) for k, v in _flops(shape, name, speeds.rates[name]) if v
             },
@@ -95,6 +98,11 @@ def bench_reward_model(
         products_per_second=over_rounds(speeds.products) if speeds.products else None,
         trained_comparisons=pairs_of(_LEARNED_ANSWERS) * _PROMPTS[_LEARNED_ANSWERS],
     )
+
+
+def processes_of(name: str) -> int:
+    """Of one of our variants or TRL's."""
+    return 2 if name == TWO else 1
 
 
 def row_tokens(answers: int) -> int:
@@ -145,7 +153,9 @@ class Place:
             "frozen_share": frozen_share,
             "packed": packed,
         }
-        return stack.enter_context(trainer(name, _CHILD, specification, self.folder))
+        count = processes_of(name)
+        child = trainer(name, _CHILD, specification, self.folder, processes=count)
+        return stack.enter_context(child)
 
     def start_learning(self, stack: ExitStack, name: str) -> Trainer:
         """A child with a fresh model that learns from all comparisons once."""
@@ -218,7 +228,7 @@ def _learned(
 ) -> Iterator[tuple[str, Learned]]:
     """Of fresh models after one epoch over the same comparisons, on the same unseen ones."""
     for name in names:
-        if name == UNPACKED:  # the same loss as packed
+        if name in (UNPACKED, TWO):  # the same loss as ours
             continue
         say(f"{name} learns from every comparison once (half a minute; TRL some minutes)")
         with ExitStack() as stack:

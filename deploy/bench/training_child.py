@@ -2,7 +2,8 @@
 
 Steps are those of learning/reward_model/loop.py: gradients by row, clipping, AdamW on fp32 masters,
 the small heads beside. With `packed` false every answer is read with a prompt of its own, which is
-what most would write; the loss is the same.
+what most would write; the loss is the same. As several processes, which torchrun starts, all share
+the work as a stage's do, and the first hears what is asked for and answers.
 """
 
 import itertools
@@ -25,7 +26,8 @@ from learning.reward_model.dataset import RankedGroup, Ranking
 from learning.reward_model.disagreement import Heads
 from learning.reward_model.preference_loss import count_right, num_untied_pairs, ranking_loss
 from learning.reward_model.steps import Batch, Cuts, add_gradients, cosine_rate, scored_rows
-from learning.training.models import RewardModel, freeze_bottom, init_reward_model
+from learning.training.distributed import is_first, processes, shard, told_by_first
+from learning.training.models import RewardModel, freeze_bottom, init_reward_model, layers_of
 from learning.training.optimizer import MasterAdamW
 from learning.training.packing import Group
 
@@ -46,6 +48,7 @@ class RewardTrainer:
             Path(specification["model"]), head_init_std=settings.head_init_std, seed=0
         )
         freeze_bottom(self.model, settings.frozen_share)
+        shard(self.model, layers_of(self.model.classifier), exact=[self.model.score])
         self.cuts = Cuts()
         self.optimizer = MasterAdamW(
             self.model.parameters(),
@@ -140,20 +143,27 @@ def main(path: str) -> None:
     line = Line()
     specification = json.loads(Path(path).read_text())
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    trained = RewardTrainer(specification) if "frozen_share" in specification else None
-    line.tell({"ready": True})
-    while True:
-        match line.next():
-            case {"do": "products", "tokens": tokens}:
-                shape = read_shape(Path(specification["model"]))
-                rate = products_per_second(shape.matrices, tokens=tokens, layers=shape.layers)
-                line.tell({"per_second": rate})
-            case {"do": "speed", "answers": answers, "steps": steps} if trained:
-                line.tell(trained.speed(answers, steps))
-            case {"do": "learn", "answers": answers} if trained:
-                line.tell(trained.learn(answers))
-            case other:
-                raise ValueError(f"{other} is nothing to ask for")
+    with processes():
+        trained = RewardTrainer(specification) if "frozen_share" in specification else None
+        reply: Words = {"ready": True}
+        while True:
+            if is_first():
+                line.tell(reply)
+            reply = _reply(told_by_first(line.next), trained, specification)
+
+
+def _reply(asked: Words, trained: RewardTrainer | None, specification: Words) -> Words:
+    match asked:
+        case {"do": "products", "tokens": tokens}:
+            shape = read_shape(Path(specification["model"]))
+            rate = products_per_second(shape.matrices, tokens=tokens, layers=shape.layers)
+            return {"per_second": rate}
+        case {"do": "speed", "answers": answers, "steps": steps} if trained:
+            return trained.speed(answers, steps)
+        case {"do": "learn", "answers": answers} if trained:
+            return trained.learn(answers)
+        case other:
+            raise ValueError(f"{other} is nothing to ask for")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Knows the aims that the README states, and which figure each is about.
 
 import os
 import platform
-import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,14 +12,14 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from deploy.bench.maths import Spread, quantile
+from deploy.bench.maths import Spread
 from deploy.bench.report import Aim
+from deploy.bench.training_learned import Learned, paired_gap
 
 GIB = 1 << 30
 REWARD_AIMS = {4: 5.0, 9: 16.0}
 SHARE_AIM = 0.6
 POLICY_AIM = 4.0
-_SAMPLES = 2000
 ONE_PROCESS = "each variant is measured in one process"
 
 
@@ -33,24 +32,15 @@ class Variant:
     flops_per_second: dict[int, Spread]
     """Operations that count, by deploy/bench/training_maths.py"""
     peak_bytes: int
-    learned: "Learned | None"
+    learned: Learned | None
     """After one epoch from fresh"""
+    processes: int = 1
+    """Which share the machine; the peak of memory is that of one of them"""
 
     @property
     def accuracy(self) -> float | None:
         """Share of the unseen comparisons in the right order, where it was asked for."""
         return None if self.learned is None else sum(self.learned.right) / sum(self.learned.pairs)
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What a fresh model did after it had learned from every comparison once."""
-
-    seconds: float
-    right: list[float]
-    """Unseen comparisons in the right order, by prompt"""
-    pairs: list[int]
-    """Unseen comparisons, by prompt"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +71,17 @@ class RewardReport:
             other.name: paired_gap(ours.learned, other.learned)
             for other in others
             if ours.learned is not None and other.learned is not None
+        }
+
+    def scaling(self) -> dict[int, dict[int, float]]:
+        """By number of processes, by K: comparisons per second over those of one process."""
+        one = self.variants[0].comparisons_per_second
+        return {
+            variant.processes: {
+                k: rate.median / one[k].median for k, rate in variant.comparisons_per_second.items()
+            }
+            for variant in self.variants[1:]
+            if variant.processes > 1
         }
 
     def product_share(self, variant: Variant) -> dict[int, float]:
@@ -124,8 +125,8 @@ class RewardReport:
             "products_per_second": None if products is None else asdict(products),
             "trained_comparisons": self.trained_comparisons,
             "aims": [asdict(aim) | {"met": aim.met} for aim in self.aims()],
-            "scaling": None,
-            "scaling_reason": ONE_PROCESS,
+            "scaling": self.scaling() or None,
+            "scaling_reason": None if self.scaling() else ONE_PROCESS,
         }
 
     def tables(self) -> Group:
@@ -255,22 +256,6 @@ class PolicyReport:
                 f"{update.peak_bytes / GIB:.1f}",
             )
         return Group(table, aims_table(self.aims()))
-
-
-def paired_gap(ours: Learned, other: Learned) -> Spread:
-    """Accuracy of one less that of another, and the middle 95 % of it over samples of prompts.
-
-    Both were asked about the same comparisons; those of a prompt go together, because they share
-    answers.
-    """
-    triples = list(zip(ours.right, other.right, ours.pairs, strict=True))
-    draw = random.Random(0)
-
-    def gap(of: list[tuple[float, float, int]]) -> float:
-        return sum(a - b for a, b, _ in of) / sum(pairs for _, _, pairs in of)
-
-    drawn = [gap(draw.choices(triples, k=len(triples))) for _ in range(_SAMPLES)]
-    return Spread(gap(triples), quantile(drawn, 0.025), quantile(drawn, 0.975))
 
 
 def _products_line(products: Spread) -> str:

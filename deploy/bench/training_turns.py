@@ -21,6 +21,7 @@ from learning.rounds.child import scrubbed_environment
 
 _ROOT = Path(__file__).resolve().parents[2]
 PEERS = _ROOT / ".venv-peers-training"
+_TOGETHER = "learning.training.torchrun"
 _LAST_CHARACTERS = 600
 
 
@@ -81,11 +82,18 @@ def measured_names(
 
 @contextmanager
 def trainer(
-    name: str, module: str, specification: Words, folder: Path, *, peer: bool = False
+    name: str,
+    module: str,
+    specification: Words,
+    folder: Path,
+    *,
+    peer: bool = False,
+    processes: int = 1,
 ) -> Iterator[Trainer]:
     """A child that has loaded its models. Raises StartError.
 
-    Ours and a peer's get the environment of a learning stage, with as many threads.
+    Ours and a peer's get the environment of a learning stage, with as many threads; those of more
+    than one process divide the threads among them, as a stage's do.
     """
     log, written = folder / f"{name}.log", folder / f"{name}.json"
     written.write_text(json.dumps(specification))
@@ -98,7 +106,7 @@ def trainer(
     }
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            wrapped([python, "-P", "-m", module, str(written)]),
+            wrapped([python, "-P", "-m", *_command(module, processes), str(written)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -113,3 +121,8 @@ def trainer(
     finally:
         process.terminate()
         process.communicate()
+
+
+def _command(module: str, processes: int) -> list[str]:
+    """What python runs as such a child."""
+    return [module] if processes == 1 else [_TOGETHER, str(processes), module]

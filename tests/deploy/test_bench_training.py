@@ -11,6 +11,7 @@ from deploy.bench.maths import Spread
 from deploy.bench.policy import update_flops
 from deploy.bench.reward_model import flops_per_comparison
 from deploy.bench.training_data import ranked_pieces
+from deploy.bench.training_learned import Learned, paired_gap
 from deploy.bench.training_maths import (
     Shape,
     body_flops,
@@ -20,14 +21,7 @@ from deploy.bench.training_maths import (
     read_shape,
     trained_layers,
 )
-from deploy.bench.training_report import (
-    Learned,
-    PolicyReport,
-    RewardReport,
-    Update,
-    Variant,
-    paired_gap,
-)
+from deploy.bench.training_report import PolicyReport, RewardReport, Update, Variant
 from deploy.bench.training_turns import measured_names, trainer
 
 SHAPE = Shape(layers=5, width=6, heads=4, kv_heads=2, head_dim=3, inner=11, vocabulary=13)
@@ -153,6 +147,29 @@ def test_a_gap_is_over_the_same_prompts_with_an_interval_over_them():
     assert paired_gap(one, one) == Spread(0.0, 0.0, 0.0)
 
 
+def test_scaling_is_what_many_processes_do_over_what_one_does():
+    def variant(processes: int, four: float, nine: float) -> Variant:
+        return Variant(
+            name=f"ours, {processes}",
+            comparisons_per_second={4: spread(four), 9: spread(nine)},
+            flops_per_second={4: spread(1.0), 9: spread(1.0)},
+            peak_bytes=1,
+            learned=None,
+            processes=processes,
+        )
+
+    report = RewardReport(
+        rounds=1,
+        variants=[variant(1, 8.0, 30.0), variant(1, 9.0, 40.0), variant(2, 6.0, 27.0)],
+        products_per_second=None,
+        trained_comparisons=6,
+    )
+    assert report.scaling() == {2: {4: 0.75, 9: 0.9}}
+    document = json.loads(json.dumps(report.document()))
+    assert document["scaling"] == {"2": {"4": 0.75, "9": 0.9}}
+    assert document["scaling_reason"] is None
+
+
 def test_a_report_of_what_was_learned_alone_has_no_speeds():
     learned = Learned(3.0, [5.0], [6])
     variant = Variant(
@@ -221,6 +238,29 @@ def test_a_child_answers_in_turn_and_says_how_much_memory_it_took(tmp_path, monk
     assert heard["heard"] == {"do": "speed", "answers": 4}
     assert heard["peak_bytes"] > 1 << 20
     assert "a library talks" in (tmp_path / "echo.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one(tmp_path, monkeypatch):
+    package = tmp_path / "sharing"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text(
+        "from deploy.bench.training_line import Line\n"
+        "from learning.training.distributed import is_first, processes, told_by_first\n"
+        "from learning.training.distributed import sum_over_processes\n"
+        "line = Line()\n"
+        "with processes():\n"
+        "    reply = {'ready': True}\n"
+        "    while True:\n"
+        "        if is_first():\n"
+        "            line.tell(reply)\n"
+        "        asked = told_by_first(line.next)\n"
+        "        reply = {'sum': sum_over_processes(asked['number'])}\n"
+    )
+    monkeypatch.setattr(training_turns, "_ROOT", f"{training_turns._ROOT}:{tmp_path}")
+    with trainer("two", "sharing", {}, tmp_path, processes=2) as children:
+        assert children.ask(number=21)["sum"] == 42.0
 
 
 def test_without_an_environment_for_it_trl_is_left_out(tmp_path, monkeypatch):
