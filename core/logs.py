@@ -36,7 +36,10 @@ _EXTRAS = (*_IDS, "route", "method", "status", "seconds", "key_id", "fraction")
 _CHATTY = ("httpx", "celery.app.trace", "celery.worker.strategy", "celery.beat")
 """Loggers that say a line or two for every request or tick."""
 _PLAIN = (MemoryError, ImportError, NotImplementedError, ZeroDivisionError)
-_OF_MATHS = (*_PLAIN, RuntimeError, AssertionError, AttributeError, TypeError, IndexError)
+_OF_MATHS = (
+    *(*_PLAIN, ArithmeticError, RuntimeError),
+    *(AssertionError, AttributeError, TypeError, IndexError),
+)
 _LONGEST = 4000
 _CHAIN = 4
 _DEEPEST = 30

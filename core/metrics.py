@@ -120,6 +120,16 @@ RATE_LIMITED = Counter(
 REDIS_UP = Gauge(
     "instructloop_redis_up", "1 when Redis answers this process.", multiprocess_mode="mostrecent"
 )
+REDIS_MEMORY = Gauge(
+    "instructloop_redis_memory_bytes",
+    "Memory that the Redis of the records uses.",
+    multiprocess_mode="mostrecent",
+)
+REDIS_MEMORY_LIMIT = Gauge(
+    "instructloop_redis_memory_limit_bytes",
+    "What it may use: its `maxmemory`, or without one the memory of its machine.",
+    multiprocess_mode="mostrecent",
+)
 DISK_FREE = Gauge(
     "instructloop_disk_free_bytes",
     "Free disk under the state folder.",
@@ -140,7 +150,8 @@ POLICY_INFO = Gauge(
 SWAPS = Counter(
     "instructloop_swaps_total",
     "Hot swaps: done, refused (the version is bad and quarantined), restored (the engine "
-    "failed and serves the old weights), restarted, gave_up (the engine failed too often).",
+    "failed and serves the old weights), restarted, gave_up (the engine failed too often), "
+    "not_fetched (no room on the engine's disk, or no way to `policies_url`; tried again).",
     ["outcome"],
 )
 ATTESTATIONS = Counter(
@@ -291,6 +302,20 @@ PPO_PTX_LOSS = Gauge(
     "Loss on pretraining text, nats per token.",
     multiprocess_mode="mostrecent",
 )
+PPO_ENGINE_KL = Gauge(
+    "instructloop_ppo_engine_kl",
+    "KL of the learner's engine from the trainer for the same weights, nats per token.",
+    multiprocess_mode="mostrecent",
+)
+PPO_ENGINE_ALARMS = Gauge(
+    "instructloop_ppo_engine_alarms",
+    "Signs in the newest rollouts that engine and trainer do not hold the same policy.",
+    multiprocess_mode="mostrecent",
+)
+OVER_OPTIMISED = Counter(
+    "instructloop_over_optimised_total",
+    "Candidates that the reward model liked clearly better than held-out raters did.",
+)
 WIN_RATE = Gauge(
     "instructloop_policy_win_rate",
     "Win rate of a version.",
@@ -299,7 +324,7 @@ WIN_RATE = Gauge(
 )
 
 # --- counters that alerts watch begin at 0: Prometheus sees no increase in a series' first value
-for _outcome in ("done", "refused", "restored", "restarted", "gave_up"):
+for _outcome in ("done", "refused", "restored", "restarted", "gave_up", "not_fetched"):
     SWAPS.labels(_outcome)
 for _outcome in ("ok", "mismatch", "unanswered"):
     ATTESTATIONS.labels(_outcome)

@@ -15,6 +15,9 @@ ADVICE: dict[str, str] = {
     "log.",
     "rate_limited_total": "Somebody is at a limit: raise it, or talk to them.",
     "redis_up": "At 0 completions flow and feedback gets 503.",
+    "redis_memory_bytes": "Grows with people's words, which stay: give Redis more, or set "
+    "`retention.feedback_days`.",
+    "redis_memory_limit_bytes": "Set `maxmemory` in a container: Redis sees the whole machine's.",
     "disk_free_bytes": "Make room before `room.learning_mib` is reached.",
     "disk_stopped": "What stands still until there is room again.",
     "policy_version_info": "Says which version all replicas should serve.",
@@ -53,6 +56,9 @@ ADVICE: dict[str, str] = {
     "ppo_clip_fraction": "Over a third: steps are too large.",
     "ppo_entropy": "Falling towards 0: the policy says one thing only.",
     "ppo_ptx_loss": "Rising: the policy forgets.",
+    "ppo_engine_kl": "Engines in bf16: some .001. It jumps where new weights did not arrive.",
+    "ppo_engine_alarms": "Above 0: `instructloop loop logs RUN` says which sign.",
+    "over_optimised_total": "Each is a ticket.",
     "policy_win_rate": "Of the gate's votes; under 0.5 a candidate is refused.",
 }
 """By the name without `instructloop_`."""

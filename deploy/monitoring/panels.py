@@ -132,6 +132,15 @@ _STORES = (
         "number",
     ),
     Panel(
+        "Redis's memory",
+        {
+            "used": "max(instructloop_redis_memory_bytes)",
+            "allowed": "max(instructloop_redis_memory_limit_bytes)",
+        },
+        "bytes",
+        "Of the records. It evicts nothing: full, it refuses what people say.",
+    ),
+    Panel(
         "Disk",
         {
             "free": "min(instructloop_disk_free_bytes)",
@@ -208,6 +217,12 @@ LOOP = Board(
                 {"{{version}} against {{against}}": "instructloop_policy_win_rate"},
                 "percentunit",
                 "How often people preferred a version over another, by the gate's votes.",
+            ),
+            Panel(
+                "Over-optimised",
+                {"candidates": "sum(increase(instructloop_over_optimised_total[1d]))"},
+                "short",
+                "Candidates in a day that the reward model liked and people did not.",
             ),
             Panel(
                 "From word to weights",
@@ -290,6 +305,15 @@ LEARNING = Board(
                 {"nats": gauge("instructloop_ppo_entropy")},
                 "short",
                 "Nats for each token. A fall towards 0 means that it says one thing only.",
+            ),
+            Panel(
+                "Engine and trainer",
+                {
+                    "nats": gauge("instructloop_ppo_engine_kl"),
+                    "alarms": gauge("instructloop_ppo_engine_alarms"),
+                },
+                "short",
+                "How far apart they are for the same weights. A jump: weights did not arrive.",
             ),
             Panel(
                 "Loss on plain text",

@@ -40,12 +40,15 @@ class EngineGap:
     kl: float
     """k3 estimate of KL(engine || trainer), nats per token."""
     bias: float
-    """Mean of engine minus trainer log-probability; drift away from 0 is a bug, not noise."""
+    """Mean of engine minus trainer log-probability, the gap of their log-perplexities; drift away
+    from 0 is a bug, not noise."""
     max_abs: float
     capped_share: float
     """Share of tokens whose importance weight was cut at the cap."""
     effective_share: float
     """Effective sample size over the number of tokens, of the capped weights."""
+    chi_square: float
+    """Of the weights before the cap, about 1: their mean squared distance from it."""
 
 
 def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Kl:
@@ -65,6 +68,7 @@ def engine_gap(
     """Compare log-probabilities as sampled with the trainer's; all (num_answers, length)."""
     gap = torch.where(mask, engine_logprobs - logprobs, 0.0)
     counted = torch.where(mask, weights, 0.0)
+    beyond_one = torch.expm1((-gap).clamp(max=LOG_RATIO_LIMIT))
     return EngineGap(
         kl=kl_estimates(engine_logprobs, logprobs, mask).k3_per_token,
         bias=float(masked_mean(gap, mask)),
@@ -73,6 +77,7 @@ def engine_gap(
         effective_share=float(
             counted.sum().square() / (counted.square().sum() * mask.sum()).clamp(min=1e-12)
         ),
+        chi_square=float(masked_mean(beyond_one.square(), mask)),
     )
 
 

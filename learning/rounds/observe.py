@@ -13,6 +13,8 @@ _GAUGES = {
     "clip_fraction": metrics.PPO_CLIP_FRACTION,
     "entropy": metrics.PPO_ENTROPY,
     "ptx_loss": metrics.PPO_PTX_LOSS,
+    "engine_kl": metrics.PPO_ENGINE_KL,
+    "engine_alarms": metrics.PPO_ENGINE_ALARMS,
 }
 _ACCURACY = "accuracy."
 
@@ -41,3 +43,8 @@ def observe_end(stage: str, outcome: str, seconds: float, figures: Mapping[str, 
 def observe_win_rate(version: str, against: str, value: float) -> None:
     """What the gate found."""
     metrics.WIN_RATE.labels(version, against).set(value)
+
+
+def observe_over_optimised() -> None:
+    """The gate found that the reward model's liking is not people's."""
+    metrics.OVER_OPTIMISED.inc()

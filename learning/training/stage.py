@@ -33,6 +33,8 @@ from learning.training.scalars import FOLDER, Scalars
 _log = logging.getLogger(__name__)
 FAILURE = "failure.json"
 """Why a stage failed, where it knows; who started many processes adds it to the log's last line."""
+SAMPLES = "samples.jsonl"
+"""Answers that a stage shows to people while it works, among its output."""
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_NOT_ENOUGH_DATA = 3
@@ -137,8 +139,7 @@ def _run(stage: Stage, main: Callable[[Stage], dict[str, Any]]) -> int:
     if (stage.folder / "out").is_dir():
         return EXIT_DONE
     if stage.writes:
-        shutil.rmtree(stage.partial, ignore_errors=True)
-        stage.partial.mkdir(parents=True)
+        _clear_output(stage)
         (stage.folder / FAILURE).unlink(missing_ok=True)
     try:
         figures = main(stage)
@@ -148,14 +149,32 @@ def _run(stage: Stage, main: Callable[[Stage], dict[str, Any]]) -> int:
         if stage.writes:
             write_json(stage.folder / "refusal.json", {"reason": refusal.message})
         return EXIT_NOT_ENOUGH_DATA
+    except FloatingPointError as error:
+        diverged = InstructLoopError(f"the training diverged: {error}")
+        _say_why(stage, diverged)
+        raise diverged from error
     except InstructLoopError as error:
-        if stage.writes:
-            write_json(stage.folder / FAILURE, {"reason": error.message})
+        _say_why(stage, error)
         raise
     if stage.writes:
         write_json(stage.partial / "figures.json", figures)
         os.replace(stage.partial, stage.folder / "out")
     return EXIT_DONE
+
+
+def _clear_output(stage: Stage) -> None:
+    """Nothing is left of an earlier attempt but, where this one goes on, what people were shown."""
+    stage.partial.mkdir(parents=True, exist_ok=True)
+    for path in stage.partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != SAMPLES or not stage.checkpoint.exists():
+            path.unlink()
+
+
+def _say_why(stage: Stage, error: InstructLoopError) -> None:
+    if stage.writes:
+        write_json(stage.folder / FAILURE, {"reason": error.message})
 
 
 def _prepare_process(stage: Stage) -> None:

@@ -24,6 +24,7 @@ from feedback.retention import retention_due
 from learning.canary import watch as canary_watch
 from learning.rounds import freshness
 from learning.rounds.decisions import Facts, reason_for_round
+from learning.worker import redis_memory
 from learning.worker.sampling_tasks import sampling_due
 from learning.worker.webhooks import webhooks_due
 
@@ -43,6 +44,7 @@ async def due_tasks(redis: Redis, settings: Settings) -> list[str]:
             await _start_round_when_due(redis, settings)
         for state, number in (await labeling.task_counts(redis)).items():
             metrics.LABELING_TASKS.labels(state).set(number)
+        await redis_memory.look(redis)
         await _mirror_audit(redis, settings)
         await freshness.look(redis, settings)
         due = []

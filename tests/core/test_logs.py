@@ -120,9 +120,11 @@ def test_a_process_that_handles_no_request_says_what_errors_of_torch_say(written
     except RuntimeError:
         log.exception("ended")
     log.error("ended too", exc_info=ValueError(SECRET))
-    first, second = written.lines()
+    log.error("ended too", exc_info=FloatingPointError("the norm is nan"))
+    first, second, third = written.lines()
     assert first["exception"].startswith("RuntimeError: size 3 must match size 4")
     assert second["exception"].startswith("ValueError (what it says is withheld)")
+    assert third["exception"].startswith("FloatingPointError: the norm is nan")
 
 
 def test_arguments_of_a_foreign_logger_are_left_out_where_an_exception_goes_with_them(written):

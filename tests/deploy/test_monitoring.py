@@ -87,6 +87,27 @@ def test_every_alert_asks_for_metrics_that_exist_and_has_a_page_that_names_it() 
         assert alert["annotations"]["summary"]
 
 
+def alert_tests() -> list[dict]:
+    read = [yaml.safe_load((ALERTS.parent / name).read_text()) for name in ALERTS_TESTS]
+    return [test for one in read for test in one["tests"]]
+
+
+def test_every_alert_is_seen_to_fire_and_not_to():
+    looks = [look for test in alert_tests() for look in test["alert_rule_test"]]
+    fires = {look["alertname"] for look in looks if look["exp_alerts"]}
+    assert fires == {alert["alert"] for alert in alerts()}
+    silent = {look["alertname"] for look in looks if not look["exp_alerts"]}
+    assert len(silent) > 15
+
+
+def test_alerts_are_tested_on_series_with_the_labels_that_every_scrape_adds():
+    """Without them both sides of an `and` match that never do in a real Prometheus."""
+    for test in alert_tests():
+        for series in test["input_series"]:
+            assert 'job="' in series["series"], series["series"]
+            assert 'instance="' in series["series"], series["series"]
+
+
 def test_every_page_has_its_four_parts_and_its_links_lead_somewhere() -> None:
     for page in RUNBOOKS.glob("*.md"):
         text = page.read_text()

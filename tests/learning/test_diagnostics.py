@@ -52,6 +52,7 @@ def test_the_gap_of_the_engine_by_hand() -> None:
     assert gap.kl == pytest.approx((math.expm1(2.0) - 2.0) / 3)
     # weights 1, 2, 1: (sum)^2 / (sum of squares x n) = 16 / (6 x 3)
     assert gap.effective_share == pytest.approx(16 / 18)
+    assert gap.chi_square == pytest.approx((math.exp(2.0) - 1.0) ** 2 / 3)
 
 
 def test_an_engine_that_agrees_has_no_gap_and_all_its_samples_count() -> None:
