@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -83,17 +83,22 @@ def signature(secret: bytes, name: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()
 
 
-def read_secret(keyring: Keyring) -> bytes:
-    """What signs, from `secrets/webhook.secret`; made at its first use. Raises StartError."""
+def read_secrets(keyring: Keyring) -> list[bytes]:
+    """What signs, one a line of `secrets/webhook.secret`; one is made at its first use.
+
+    Each signs every message, so that receivers can change from one to the other when it suits
+    them. Raises StartError.
+    """
     path = keyring.folder / SECRET_FILE
     made = read_or_make(path, lambda: _PREFIX.encode() + base64.b64encode(os.urandom(32)))
     try:
-        secret = base64.b64decode(made.decode().strip().removeprefix(_PREFIX), validate=True)
+        lines = made.decode().split()
+        found = [base64.b64decode(line.removeprefix(_PREFIX), validate=True) for line in lines]
     except (binascii.Error, ValueError):
-        secret = b""
-    if not secret:
+        found = []
+    if not (found and all(found)):
         raise StartError(f"{path} has to hold {_PREFIX} and base64: nothing is sent without it")
-    return secret
+    return found
 
 
 async def webhooks_due(redis: Redis, settings: Settings, *, now: float) -> bool:
@@ -110,7 +115,7 @@ async def send_what_is_due(redis: Redis, keyring: Keyring, settings: Settings) -
 
     Nothing is done while another worker is at it. Raises Unavailable, StartError.
     """
-    secret, lease = read_secret(keyring), keys.webhooks_lease()
+    secrets, lease = read_secrets(keyring), keys.webhooks_lease()
     with redis_errors():
         if not await redis.set(lease, 1, nx=True, ex=_LEASE_SECONDS):
             return 0
@@ -119,13 +124,15 @@ async def send_what_is_due(redis: Redis, keyring: Keyring, settings: Settings) -
             async with aiohttp.ClientSession(
                 timeout=limit, cookie_jar=aiohttp.DummyCookieJar(), trust_env=True
             ) as session:
-                telling = [_tell(redis, session, secret, url) for url in settings.webhooks.urls]
+                telling = [_tell(redis, session, secrets, url) for url in settings.webhooks.urls]
                 return sum(await asyncio.gather(*telling))
         finally:
             await redis.delete(lease)
 
 
-async def _tell(redis: Redis, session: aiohttp.ClientSession, secret: bytes, url: str) -> int:
+async def _tell(
+    redis: Redis, session: aiohttp.ClientSession, secrets: Sequence[bytes], url: str
+) -> int:
     """Go on where this address is, until it has heard all, or one message is not taken."""
     place = await _place(redis, url)
     if place is None:  # it hears of what happens from now on
@@ -138,7 +145,7 @@ async def _tell(redis: Redis, session: aiohttp.ClientSession, secret: bytes, url
         for raw_name, fields in entries:
             name, entry = raw_name.decode(), registry.stream_entry(fields)
             for number, event in enumerate(events_of(entry)):
-                why = await _post(session, secret, url, f"{name}.{number}", message(event, entry))
+                why = await _post(session, secrets, url, f"{name}.{number}", message(event, entry))
                 if why and (await _failed(redis, url, place, name, why)):
                     return sent
                 sent += not why
@@ -163,7 +170,7 @@ async def _failed(redis: Redis, url: str, place: Place, name: str, why: str) -> 
 
 
 async def _post(
-    session: aiohttp.ClientSession, secret: bytes, url: str, name: str, body: bytes
+    session: aiohttp.ClientSession, secrets: Sequence[bytes], url: str, name: str, body: bytes
 ) -> str:
     """Why it was not taken; empty when it was. The answer is not read, a redirect not followed."""
     now = int(time.time())
@@ -171,7 +178,7 @@ async def _post(
         "content-type": "application/json",
         "webhook-id": name,
         "webhook-timestamp": str(now),
-        "webhook-signature": signature(secret, name, now, body),
+        "webhook-signature": " ".join(signature(one, name, now, body) for one in secrets),
     }
     try:
         async with session.post(url, data=body, headers=headers, allow_redirects=False) as reply:

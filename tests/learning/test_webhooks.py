@@ -196,6 +196,28 @@ async def test_a_tick_finds_it_due_until_all_was_heard(redis, keyring, state_dir
     assert await due_tasks(redis, Settings(state_dir=state_dir)) == []
 
 
+async def test_while_the_secret_changes_a_message_is_signed_by_the_old_and_the_new(
+    redis, keyring, state_dir, receive
+):
+    receiver = receive()
+    path = state_dir / "secrets" / "webhook.secret"
+    path.parent.mkdir()
+    path.touch(mode=0o600)
+    keys_of_both = [b"the old one", b"the new one"]
+    lines = ["whsec_" + base64.b64encode(key).decode() for key in keys_of_both]
+    path.write_text("\n".join(lines) + "\n")
+    settings = telling(state_dir, receiver)
+    await send_what_is_due(redis, keyring, settings)
+    await promoted(redis, "v0001")
+    assert await send_what_is_due(redis, keyring, settings) == 1
+    ((_, headers, body),) = receiver.heard
+    sent = {name.lower(): value for name, value in headers.items()}
+    signed = f"{sent['webhook-id']}.{sent['webhook-timestamp']}.".encode() + body
+    digests = [hmac.new(key, signed, hashlib.sha256).digest() for key in keys_of_both]
+    wanted = ["v1," + base64.b64encode(digest).decode() for digest in digests]
+    assert sent["webhook-signature"].split(" ") == wanted
+
+
 async def test_a_secret_that_is_none_is_said_and_nothing_is_sent(
     redis, keyring, state_dir, receive
 ):
