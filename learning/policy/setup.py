@@ -17,7 +17,7 @@ from learning.training.distributed import compute_on
 from learning.training.heldout_prompts import last_prompts
 from learning.training.learner_engine import context_tokens
 from learning.training.rollouts import MAX_PROMPT_TOKENS, Prompt, prompts_of_iteration, read_prompts
-from learning.training.schedules import ema_decay, warmup_factor
+from learning.training.schedules import ema_decay, kl_horizon, warmup_factor, warmup_length
 from learning.training.stage import NotEnoughData, Stage
 
 _SEEDS_PER_ITERATION = 1_000_003
@@ -55,8 +55,16 @@ class Setup:
 
     def learning_rate(self, iteration: int) -> float:
         """Of the policy, in an iteration counted from 0."""
-        warmup = self.settings.warmup_iterations
+        asked, iterations = self.settings.warmup_iterations, self.settings.iterations
+        warmup = warmup_length(asked, iterations=iterations)
         return self.settings.learning_rate * warmup_factor(iteration, warmup_iterations=warmup)
+
+    @property
+    def kl_horizon(self) -> int:
+        """Episodes over which an adaptive beta acts."""
+        settings = self.settings
+        answers = settings.prompts_per_iteration * settings.answers_per_prompt
+        return kl_horizon(settings.adaptive_kl_horizon, episodes=settings.iterations * answers)
 
     def prompts_of(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration."""
@@ -104,9 +112,14 @@ def read_setup(stage: Stage) -> Setup:
     )
     encode = encoder(tokenizer)
     seed = int(stage.inputs["seed"])
-    mix = pretraining_text.sequences(
-        pretraining_text.mix_texts(), encode, length=settings.ptx_sequence_tokens
-    )
+    own = stage.inputs.get("pretraining_text")
+    texts = pretraining_text.mix_texts(own)
+    mix = pretraining_text.sequences(texts, encode, length=settings.ptx_sequence_tokens)
+    if own and not mix:
+        raise NotEnoughData(
+            f"{own} has fewer than {settings.ptx_sequence_tokens} tokens: more text, or a smaller "
+            "learning.policy.ptx_sequence_tokens"
+        )
     return Setup(
         settings=settings,
         seed=seed,

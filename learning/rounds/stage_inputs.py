@@ -99,6 +99,8 @@ def stage_inputs(
         "idle_priority": learning.idle_priority,
         "settings": _group(stage, learning).model_dump(mode="json"),
     }
+    if stage in ("sft", "policy") and learning.pretraining_text is not None:
+        inputs["pretraining_text"] = learning.pretraining_text.resolve()
     if stage != "reward_model":
         inputs["parent"] = folders.policy(run.parent)
         if stage == "policy":

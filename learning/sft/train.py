@@ -135,7 +135,9 @@ def _anchor_recipe(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Recipe:
     pieces = pretraining_text.sequences(
-        pretraining_text.mix_texts(), encoder(tokenizer), length=_TEXT_TOKENS
+        pretraining_text.mix_texts(stage.inputs.get("pretraining_text")),
+        encoder(tokenizer),
+        length=_TEXT_TOKENS,
     )
     text = pretraining_text.draw(pieces, count=len(pieces), seed=stage.inputs["seed"])
     return Recipe(

@@ -3,16 +3,23 @@
 The pretraining mix comes from the reference topics of the Python language (`pydoc_data.topics`).
 Retention is measured on another kind of English, far from it: the prose of the licences that come
 with packages this project always installs, each paragraph once. So what the mix teaches does not
-show there, and what is forgotten does. Both are cut into sequences of token ids, the same ones
-wherever the locked versions are installed. Knows no model; learning/policy/train.py and
-learning/evaluation/evaluate.py read it.
+show there, and what is forgotten does. Who has text of the kind that their model was trained on
+names it (`learning.pretraining_text`), and it takes the place of the mix. All are cut into
+sequences of token ids, the same ones wherever the locked versions are installed. Knows no model;
+learning/policy/train.py and learning/evaluation/evaluate.py read it.
 """
 
+import json
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import distribution
+from pathlib import Path
 from pydoc_data.topics import topics
+
+import pyarrow.parquet as parquet
+
+from core.errors import InstructLoopError
 
 Encode = Callable[[str], list[int]]
 
@@ -29,9 +36,68 @@ _OPENING = 60
 """Letters by which a paragraph is known again: licences repeat each other with other names."""
 
 
-def mix_texts() -> list[str]:
-    """The texts of the pretraining mix, in a fixed order."""
-    return [topics[name] for name in sorted(topics)]
+MOST_CHARACTERS = 32_000_000
+"""Of a text of one's own; more would fill the memory, and no run of ours comes round to it."""
+_AT_ONE_TIME = 1_000_000
+_READERS = ("*.txt", "*.md", "*.jsonl", "*.parquet")
+
+
+def mix_texts(own: str | Path | None = None) -> list[str]:
+    """The texts of the pretraining mix, in a fixed order: those of a file or folder, or ours.
+
+    One text is a `.txt` or `.md` file, the field `text` of a line of `.jsonl`, the column `text` of
+    a row of `.parquet`; in a folder files go by name. Texts are joined, so that short ones count,
+    too, and beyond 32 million characters nothing is read. Raises InstructLoopError without text.
+    """
+    if own is None:
+        return [topics[name] for name in sorted(topics)]
+    texts = [*_joined(_texts_in(Path(own)))]
+    if not texts:
+        raise InstructLoopError(
+            f"learning.pretraining_text: no text in {own} (.txt and .md files, lines of .jsonl and "
+            "rows of .parquet with a field `text`)"
+        )
+    return texts
+
+
+def _joined(texts: Iterable[str]) -> Iterator[str]:
+    """The first `MOST_CHARACTERS` of all texts, a blank line between two, in pieces that a
+    tokeniser takes at one time."""
+    parts: list[str] = []
+    size, room = 0, MOST_CHARACTERS
+    for text in texts:
+        parts.append(text[:room])
+        size, room = size + len(parts[-1]), room - len(parts[-1])
+        if size >= _AT_ONE_TIME or room == 0:
+            yield "\n\n".join(parts)
+            parts, size = [], 0
+        if room == 0:
+            return
+    if any(parts):
+        yield "\n\n".join(parts)
+
+
+def _texts_in(own: Path) -> Iterator[str]:
+    files = sorted(f for kind in _READERS for f in own.rglob(kind)) if own.is_dir() else [own]
+    for file in files:
+        try:
+            yield from _texts_of(file)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InstructLoopError(
+                f"learning.pretraining_text: {file} cannot be read ({type(error).__name__}): "
+                "UTF-8 text, or `text` in each line of .jsonl and row of .parquet"
+            ) from error
+
+
+def _texts_of(file: Path) -> Iterator[str]:
+    if file.suffix == ".parquet":
+        for batch in parquet.ParquetFile(file).iter_batches(columns=["text"]):
+            yield from (str(text) for text in batch.column("text").to_pylist() if text)
+    elif file.suffix == ".jsonl":
+        with file.open() as lines:
+            yield from (str(json.loads(line)["text"]) for line in lines if line.strip())
+    else:
+        yield file.read_text()
 
 
 def held_out_texts() -> list[str]:

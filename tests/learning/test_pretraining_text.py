@@ -1,8 +1,14 @@
+import json
 import re
 from collections import Counter
+from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from core.errors import InstructLoopError
+from learning.training import pretraining_text
 from learning.training.pretraining_text import draw, held_out_texts, is_prose, mix_texts, sequences
 
 
@@ -81,3 +87,61 @@ def test_asking_for_more_than_there_is_gives_all() -> None:
 @pytest.mark.parametrize("texts", [mix_texts, held_out_texts])
 def test_the_texts_come_in_a_fixed_order(texts) -> None:
     assert texts() == texts()
+
+
+# --- a text of one's own ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "deep" / "b.md").write_text("# second")
+    lines = ({"text": "third"}, {"text": "fourth", "source": "x"})
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    table = pyarrow.table({"id": [1, 2, 3], "text": ["fifth", None, "sixth"]})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "ignored.py").write_text("code")
+    return tmp_path
+
+
+def test_a_folder_of_texts_takes_the_place_of_the_mix(own: Path) -> None:
+    words = "first", "third", "fourth", "fifth", "sixth", "# second"
+    assert mix_texts(own) == ["\n\n".join(words)]
+    assert mix_texts(str(own / "c.jsonl")) == ["third\n\nfourth"]
+    assert mix_texts(own / "d.parquet") == ["fifth\n\nsixth"]
+
+
+def test_short_texts_together_make_sequences_of_any_length(own: Path) -> None:
+    pieces = sequences(mix_texts(own), spell, length=20)
+    assert len(pieces) == 2
+    assert all(len(piece) == 20 for piece in pieces)
+
+
+def test_no_more_is_read_than_fits_and_in_pieces(own: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pretraining_text, "MOST_CHARACTERS", 15)
+    monkeypatch.setattr(pretraining_text, "_AT_ONE_TIME", 6)
+    assert mix_texts(own) == ["first\n\nthird", "fourt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.jsonl", b'{"content": "no text"}'),
+        ("x.jsonl", b"no JSON"),
+        ("x.txt", b"\xff\xfe\xfa"),
+        ("x.txt", b""),
+        ("x.parquet", b"no Parquet"),
+        ("missing.txt", None),
+    ],
+)
+def test_a_file_without_text_is_named_with_what_to_do(tmp_path: Path, name, content) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InstructLoopError, match=f"learning.pretraining_text: .*{name}"):
+        mix_texts(tmp_path / name)
+
+
+def test_a_folder_without_text_is_no_mix(tmp_path: Path) -> None:
+    with pytest.raises(InstructLoopError, match="no text in"):
+        mix_texts(tmp_path)

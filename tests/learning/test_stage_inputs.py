@@ -96,3 +96,15 @@ def test_every_stage_gets_its_own_settings_and_folders(folders, settings):
     evaluation = inputs("evaluate", folders, settings)
     assert evaluation["candidate"] == str(folders.out("r2", "policy") / "model")
     assert evaluation["settings"]["best_of"] == settings.learning.evaluation.best_of
+
+
+def test_a_pretraining_text_of_ones_own_goes_to_the_stages_that_learn_from_it(
+    folders, settings, tmp_path
+):
+    assert "pretraining_text" not in inputs("policy", folders, settings)
+    learning = settings.learning.model_copy(update={"pretraining_text": tmp_path / "corpus"})
+    settings = settings.model_copy(update={"learning": learning})
+    for stage in CHILD_STAGES:
+        told = inputs(stage, folders, settings)
+        given = str(tmp_path / "corpus") if stage in ("sft", "policy") else None
+        assert told.get("pretraining_text") == given
