@@ -5,6 +5,7 @@ erasure finds them. Bounded by the number of iterations.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from learning.policy.experience import Experience
 from learning.training.rollouts import Prompt
+from learning.training.stage import SAMPLES
 
 SHOWN = 4
 """Prompts of an iteration, the first answer to each."""
@@ -45,7 +47,14 @@ def sample_rows(
 
 
 def write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Add lines to the file in a folder, which is made where it is missing."""
+    """Add an iteration's lines to the file in a folder, which is made where it is missing.
+
+    What an earlier process wrote of this iteration and later ones goes: they are sampled anew.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "samples.jsonl").open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    file, beside = folder / SAMPLES, folder / f".{SAMPLES}.tmp"
+    before = file.read_text().splitlines(keepends=True) if file.exists() else []
+    first = min(row["iteration"] for row in rows)
+    kept = [line for line in before if json.loads(line)["iteration"] < first]
+    beside.write_text("".join(kept + [json.dumps(row) + "\n" for row in rows]))
+    os.replace(beside, file)

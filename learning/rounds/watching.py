@@ -1,8 +1,8 @@
 """A stage in a child process, from its inputs to its result: started, relayed, stopped.
 
 What the child says in its progress file is copied to the run's record and to the metrics; what
-others want (cancel, the worker's end, a lost lease) is passed on to it. A lost lease kills it at
-once, because another worker may be about to start the same stage.
+others want (cancel, the worker's end, a disk that fills, a lost lease) is passed on to it. A lost
+lease kills it at once, because another worker may be about to start the same stage.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from core import keys, loop
 from core.errors import Unavailable
 from core.records import Run
 from core.redis_client import redis_errors
+from core.room import room_of
 from learning.gate.gate import attempt_number
 from learning.rounds.child import (
     Child,
@@ -53,6 +54,8 @@ class _Watch:
     relay_at: float = 0.0
     cancelled: bool = False
     kill_at: float | None = None
+    no_room: str | None = None
+    """Why it was stopped, where the disk became too full under it."""
 
 
 async def run_child(work: Work, run: Run, sources: Sources, lease: Lease) -> Result:
@@ -105,6 +108,9 @@ async def _watch(work: Work, run: Run, lease: Lease, child: Child) -> _Watch:
             child.kill()
             lease.check()
         if work.stopping():
+            _stop(child, watch, _STOP_SECONDS)
+        if no_room := room_of(work.settings.state_dir, work.settings.room).lacking("learning"):
+            watch.no_room = no_room
             _stop(child, watch, _STOP_SECONDS)
         if watch.kill_at is not None and time.monotonic() > watch.kill_at:
             child.kill()
@@ -159,7 +165,8 @@ def _without_result(child: Child, watch: _Watch) -> Result:
     code = child.exit_code
     assert code is not None, "it was watched until it ended"
     if watch.kill_at is not None:
-        return Result("again", reason="stopped with its worker, goes on from its checkpoint")
+        why = watch.no_room or "stopped with its worker"
+        return Result("again", reason=f"{why}: it goes on from its checkpoint")
     match meaning_of_exit(code):
         case "again":
             return Result("again", reason="it checkpointed and goes on")

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from core.errors import InstructLoopError
 from learning.training.distributed import is_first, num_processes, told_by_first, wait
 from learning.training.optimizer import MasterAdamW
 
@@ -38,6 +40,7 @@ def save_checkpoint(
 ) -> None:
     """Write one; the file `at` points to it when it is complete, and the one before goes.
 
+    Raises InstructLoopError where it cannot be written; the one before then still counts.
     `notes` are JSON; `tensors` have the shapes of the first optimiser's parameters; `whole` are
     tensors of which every process has the same. All processes have to call it.
     """
@@ -49,7 +52,7 @@ def save_checkpoint(
     saved |= {f"whole.{name}": tensor.cpu() for name, tensor in (whole or {}).items()}
     for number, optimizer in enumerate(optimizers):
         saved |= _state_of(optimizer, number)
-    with _alone_on_purpose():
+    with _alone_on_purpose(), _failure_named(folder):
         save(saved, checkpoint_id=folder, no_dist=num_processes() == 1)
     if is_first():
         learned = [sorted(optimizer.state_dict()["adam"]["state"]) for optimizer in optimizers]
@@ -121,6 +124,19 @@ def remove_checkpoint(at: Path) -> None:
     if is_first():
         at.unlink(missing_ok=True)
         _remove(at, but=None)
+
+
+@contextmanager
+def _failure_named(folder: Path) -> Iterator[None]:
+    """In place of the library's exception, which no handler catches and no disk is named in."""
+    try:
+        yield
+    except CheckpointException as error:
+        free = shutil.disk_usage(folder.parent).free >> 20
+        raise InstructLoopError(
+            f"a checkpoint could not be written, with {free} MiB of disk free: make room; the "
+            "stage goes on from the one before"
+        ) from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from core.redis_client import connect
 from core.setting_groups import RetentionSettings
 from core.versions import weights_sha256
 from learning.reward_model.labeling_worth import read_disagreement
-from learning.rounds import judging
+from learning.rounds import judging, runner
 from learning.rounds.publish import reward_model_cards
 from learning.rounds.runner import advance, run_inline
 from learning.rounds.work import Work
@@ -280,6 +280,20 @@ async def test_a_stage_with_nothing_to_build_on_fails_at_once_with_the_reason(ri
     assert "train --stage reward-model" in run.reason
 
 
+async def test_a_round_whose_regression_suite_is_none_ends_before_it_computes(rig, redis):
+    path = rig.state_dir / "mine.jsonl"
+    path.write_text('{"prompt": "a"}')
+    rig.learning["gate"] = {"suites": [str(path)]}
+    run = await finish(rig, redis, await request(redis))
+    assert run.outcome == "failed"
+    assert f"{path}, line 1" in run.reason
+    assert run.states["snapshot"].attempts == 1
+    assert not any(rig.starts(run.id, stage) for stage in STAGES)
+    rig.script(reward_model={"seconds": 0.02})
+    alone = await finish(rig, redis, await request(redis, "snapshot", "reward_model"))
+    assert alone.outcome == "passed"  # nobody would ask the suite
+
+
 async def test_manual_promotion_leaves_the_live_version_alone(rig, redis):
     rig.promotion = "manual"
     run = await finish(rig, redis, await request(redis))
@@ -401,3 +415,47 @@ async def test_a_stage_waits_for_room_on_the_disk_and_may_be_cancelled_meanwhile
     assert await advance(work(rig, redis)) != "waiting"
     run = await loop.get_run(redis, run.id)
     assert run.states[run.stages[0]].attempts == 1
+
+
+async def test_a_stage_that_waits_for_room_makes_what_room_it_may(rig, redis, monkeypatch):
+    free, collected = {"mib": 9}, []
+
+    async def collect(work, lease):
+        collected.append(free["mib"])
+
+    def statvfs(_):
+        return os.statvfs_result((4096, 4096, *[free["mib"] * 256] * 8))
+
+    monkeypatch.setattr(runner, "collect", collect)
+    monkeypatch.setattr(room, "statvfs", statvfs)
+    monkeypatch.setattr(room, "_LOOK_SECONDS", 0.0)
+    await request(redis, "sft")
+    for mib in (9, 9, 8, 8):
+        free["mib"] = mib
+        await redis.hset(keys.loop(), "retry_at", 0)
+        assert await advance(work(rig, redis)) == "waiting"
+    assert collected == [9, 8]  # again only when something has changed
+
+
+async def test_a_disk_that_fills_under_a_stage_stops_it_at_a_checkpoint_and_it_goes_on_later(
+    rig, redis, monkeypatch
+):
+    rig.script(reward_model={"seconds": 4})
+    run = await request(redis, "snapshot", "reward_model")
+    assert await advance(work(rig, redis)) == "moved"
+    step = asyncio.create_task(advance(work(rig, redis)))
+    checkpoint = rig.folders.stage(run.id, "reward_model") / "checkpoint"
+    await eventually(checkpoint.exists, seconds=30)
+    monkeypatch.setattr(room, "statvfs", lambda _: os.statvfs_result((4096, 4096, *[1] * 8)))
+    assert await step == "waiting"
+    seen = await loop.get_run(redis, run.id)
+    assert seen.states["reward_model"].message.startswith("0 MiB of disk are free")
+    assert "goes on from its checkpoint" in seen.states["reward_model"].message
+    done = int(checkpoint.read_text())
+    monkeypatch.undo()
+    room.room_of.cache_clear()
+    rig.script()
+    assert (await finish(rig, redis, run)).outcome == "passed"
+    first, second = rig.starts(run.id, "reward_model")
+    assert done >= 1
+    assert first["pid"] != second["pid"]
