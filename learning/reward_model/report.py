@@ -6,6 +6,7 @@ given a unit, because only their differences are log-odds. Called by learning/re
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,38 @@ def favourites(
                         predicted.append(float(1.0 / (1.0 + np.exp(-min(abs(margin), 500.0)))))
                         came_true.append(0.5 if margin == 0 else float(margin > 0))
     return predicted, came_true
+
+
+def best_of(ranked: Sequence[RankedGroup], scores: Sequence[Tensor]) -> dict[str, Any]:
+    """Best-of-K before any PPO: how the model's favourite of K answers fares in people's words.
+
+    `win_rate` is how often people put the answer with the highest score before the others of its
+    prompt, ties counting half: one half for a model that knows nothing, and a ceiling for what a
+    policy can gain by it. The mean over rankings, each of `answers` answers on average.
+    """
+    rates: list[float] = []
+    sizes: list[int] = []
+    for group, group_scores in zip(ranked, scores, strict=True):
+        values = group_scores.double().tolist()
+        for ranking in group.rankings:
+            highest = max(values[place] for place in ranking.answers)
+            places = [*zip(ranking.answers, ranking.ranks, strict=True)]
+            chosen = [rank for place, rank in places if values[place] == highest]
+            rates.append(sum(map(partial(_beats, ranking.ranks), chosen)) / len(chosen))
+            sizes.append(len(places))
+    if not rates:
+        return {"rankings": 0}
+    return {
+        "win_rate": sum(rates) / len(rates),
+        "rankings": len(rates),
+        "answers": sum(sizes) / len(sizes),
+    }
+
+
+def _beats(ranks: Sequence[int], mine: int) -> float:
+    """The share of the other ranks that are worse than one of them, ties counting half."""
+    points = sum(1.0 if mine < other else 0.5 if mine == other else 0.0 for other in ranks)
+    return (points - 0.5) / (len(ranks) - 1)
 
 
 def calibration(predicted: Sequence[float], came_true: Sequence[float]) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from learning.reward_model.disagreement import save_heads
 from learning.reward_model.folds import across_raters
 from learning.reward_model.loop import evaluate, measures, score_all, set_up, train
 from learning.reward_model.raters import reliability, weighted
-from learning.reward_model.report import calibration, favourites, features_of, regressed, vader
+from learning.reward_model.report import (
+    best_of,
+    calibration,
+    favourites,
+    features_of,
+    regressed,
+    vader,
+)
 from learning.reward_model.state import Part, Training
 from learning.reward_model.steps import (
     Evaluation,
@@ -203,7 +210,7 @@ def _learned(
     seen: Evaluation,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """Calibration on unseen pairs, and what the score goes with: unseen prompts, else trained."""
+    """Calibration and best-of-K on unseen prompts; what the score goes with there, else trained."""
     unseen, scores = training.unseen, training.done.best_scores
     groups, values = (unseen, scores) if unseen else (some, seen.scores)
     sentiment = vader()
@@ -213,6 +220,7 @@ def _learned(
     ]
     return {
         "calibration": calibration(*favourites(unseen, scores)),
+        "best_of": best_of(unseen, scores),
         "score_goes_with": regressed(
             [value.tolist() for value in values],
             [[features_of(text, sentiment) for text in group] for group in texts],

@@ -26,7 +26,7 @@ from learning.gate.toxicity import toxicity_rise
 from learning.rounds.child import numbers, read_figures
 from learning.rounds.folders import Folders
 from learning.rounds.lease_keeper import Lease
-from learning.rounds.observe import observe_win_rate
+from learning.rounds.observe import observe_over_optimised, observe_win_rate
 from learning.rounds.publish import (
     compatibility,
     keep_anchor,
@@ -71,6 +71,8 @@ async def judge_and_publish(work: Work, run: Run, sources: Sources, lease: Lease
     outcome, remark = await _promote(work, version, run, verdict, lease)
     if verdict.win_rate is not None:
         observe_win_rate(version, run.parent, verdict.win_rate.value)
+    if verdict.over_optimised:
+        observe_over_optimised()
     return Result(
         "done",
         reason="; ".join([*verdict.reasons, *remark]),

@@ -8,7 +8,14 @@ import torch
 from scipy import stats
 
 from learning.reward_model.dataset import RankedGroup, Ranking
-from learning.reward_model.report import calibration, favourites, features_of, regressed, vader
+from learning.reward_model.report import (
+    best_of,
+    calibration,
+    favourites,
+    features_of,
+    regressed,
+    vader,
+)
 from learning.training.packing import Group
 
 
@@ -108,3 +115,33 @@ def test_lists_words_and_mood_are_seen():
     assert (seen["lists"], seen["length"]) == (4.0, 13.0)
     assert seen["sentiment"] > 0.3
     assert features_of("This is terrible.", vader())["sentiment"] < -0.3
+
+
+def test_the_favourite_of_four_answers_by_hand():
+    group = _ranked(((0, 1, 2, 3), (2, 1, 2, 4)), ((1, 3), (2, 1)))
+    # answer 0 scores highest: ties with 2, loses to 1, beats 3; of answers 1 and 3, 1 loses
+    found = best_of([group], [torch.tensor([3.0, 1.0, 0.5, -2.0])])
+    assert found == {"win_rate": pytest.approx((0.5 + 0.0) / 2), "rankings": 2, "answers": 3.0}
+    right = best_of([group], [torch.tensor([0.0, 1.0, 0.5, 2.0])])
+    assert right["win_rate"] == pytest.approx((0.0 + 1.0) / 2)
+    assert best_of([], []) == {"rankings": 0}
+
+
+def test_a_model_that_knows_nothing_chooses_as_chance_does_and_one_that_knows_wins():
+    draw = np.random.default_rng(5)
+    groups, blind, knowing = [], [], []
+    for _ in range(600):
+        ranks = tuple(int(r) for r in draw.integers(1, 9, size=8))
+        groups.append(_ranked((tuple(range(8)), ranks)))
+        blind.append(torch.tensor(draw.normal(size=8)))
+        knowing.append(-torch.tensor(ranks, dtype=torch.float64))
+    assert best_of(groups, blind)["win_rate"] == pytest.approx(0.5, abs=0.04)
+    assert best_of(groups, [torch.zeros(8)] * 600)["win_rate"] == pytest.approx(0.5, abs=1e-12)
+    best = best_of(groups, knowing)["win_rate"]
+    by_hand = []
+    for group in groups:
+        ranks = np.array(group.rankings[0].ranks)
+        worse, even = (ranks > ranks.min()).sum(), (ranks == ranks.min()).sum() - 1
+        by_hand.append((worse + even / 2) / 7)
+    assert best == pytest.approx(np.mean(by_hand))
+    assert best > 0.9

@@ -184,6 +184,9 @@ def test_the_figures_say_how_far_probabilities_hold_and_what_the_score_goes_with
     assert goes_with["r_squared"] > 0.5
     assert abs(goes_with.get("sentiment", 0.0)) < 0.5
     assert "rater_folds" not in figures
+    best = figures["best_of"]
+    assert 0.5 < best["win_rate"] <= 1.0
+    assert best["rankings"] > 0
 
 
 @pytest.mark.slow
