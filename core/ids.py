@@ -14,6 +14,7 @@ import hmac
 import os
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.errors import NotFound
@@ -76,8 +77,8 @@ def content_token(secret: bytes, *, tenant: str, key_id: str, seed: bytes, tag: 
     return base64.urlsafe_b64encode(body + _mac(secret, tenant, body)).decode().rstrip("=")
 
 
-def read_id(secret: bytes, tenant: str, completion_id: str) -> CompletionToken:
-    """Check an id and say what it carries.
+def read_id(secrets: Iterable[bytes], tenant: str, completion_id: str) -> CompletionToken:
+    """Check an id, which any of these may have authenticated, and say what it carries.
 
     Raises NotFound when it is not ours, altered, or another tenant's: the three look the same
     from outside.
@@ -88,8 +89,8 @@ def read_id(secret: bytes, tenant: str, completion_id: str) -> CompletionToken:
     except (binascii.Error, ValueError):
         raw = b""
     body, mac = raw[: _FORMAT.size], raw[_FORMAT.size :]
-    if len(raw) != _FORMAT.size + _MAC_BYTES or not hmac.compare_digest(
-        mac, _mac(secret, tenant, body)
+    if len(raw) != _FORMAT.size + _MAC_BYTES or not any(
+        hmac.compare_digest(mac, _mac(secret, tenant, body)) for secret in secrets
     ):
         raise NotFound(
             "no such completion: quote the id of a reply that this key's tenant received",

@@ -1,11 +1,17 @@
 """Secrets of one installation: files of mode 0600 in one folder, made once.
 
-- `mac.key` authenticates completion ids; `user.key` hashes users and raters and never changes;
+- `mac.key` authenticates completion ids; `tag.key` (a copy of the first `mac.key`) marks prompts
+  and, like `user.key`, which hashes users and raters, never changes;
 - `signing.key` (Ed25519) signs cards, `signing-*.pub` check what keys before it signed;
 - `inbox/DAY.key` seals one day's raw text and is destroyed when nothing sealed with it is left, so
   that old append-only files become unreadable;
 - `redis.password`, `engine-data.token` keep others out of Redis and engines; `webhook.secret`
   signs webhooks.
+
+`mac.key` and `engine-data.token` have successors, `mac-MILLISECONDS.key`: everybody believes one
+from when it is there, and uses it from the moment that its name says. By then every process has
+read the folder again, so none meets one that it does not know. The old one is good until its file
+is deleted.
 
 The folder is STATE_DIR/secrets, or the one that all machines of an installation share.
 Knows files and ciphers; knows nothing of Redis or requests.
@@ -14,11 +20,15 @@ Knows files and ciphers; knows nothing of Redis or requests.
 import base64
 import hashlib
 import hmac
+import logging
+import math
 import os
+import re
 import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +39,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from core.errors import InstructLoopError, StartError
 
+log = logging.getLogger(__name__)
+IDS, ENGINE_DATA = "mac.key", "engine-data.token"
+"""Secrets that have successors."""
+LEAD_SECONDS = 300.0
+"""From when a successor is believed until it is used: far longer than it takes all processes to
+read it, folders on a network to show it and engines to be told, and than clocks differ."""
+REREAD_SECONDS = 30.0
 KEY_BYTES = 32
 NONCE_BYTES = 12
 DAY_SECONDS = 86_400
@@ -51,6 +68,38 @@ class Keyring:
     def token(self, name: str) -> str:
         """A named random string for a password or a bearer token, made at its first use."""
         return read_or_make(self.folder / name, _random_token).decode()
+
+    def accepted(self, name: str) -> tuple[bytes, ...]:
+        """A secret and its successors, the newest first: all are good."""
+        return tuple(content for _, content in _line(_path(self.folder, name)))
+
+    def files(self, name: str) -> list[str]:
+        """The names of the files of `accepted`, the oldest first."""
+        path = self.folder / name
+        _line(path)  # the first one, if there was none
+        return sorted(_files(path), key=lambda file: _begins(path, file))
+
+    def present(self, name: str) -> bytes:
+        """The newest of `accepted` whose moment has come; the first before that."""
+        line, now = _line(_path(self.folder, name)), time.time()
+        return next((content for begins, content in line if begins <= now), line[-1][1])
+
+    def succeed(self, name: str, *, now: float, lead: float = LEAD_SECONDS) -> float:
+        """Make a successor; returns when it will be used, in seconds since 1970."""
+        path = self.folder / name
+        _line(path)  # the first one, if there was none
+        self.tag_key()
+        begins = int((now + lead) * 1000)
+        _write_private(path.with_name(f"{path.stem}-{begins}{path.suffix}"), _fresh(path))
+        _lines.pop(path, None)
+        return begins / 1000
+
+    def tag_key(self) -> bytes:
+        """What marks prompts, so that marks stay equal when ids get another key.
+
+        A copy of the first of these, because with that they were marked before.
+        """
+        return read_or_make(_path(self.folder, "tag.key"), lambda: self.accepted(IDS)[-1])
 
     def hashed(self, tenant: str, kind: str, name: str) -> str:
         """A user or rater as a keyed hash; equal names of two tenants do not match."""
@@ -151,6 +200,9 @@ def day_of(sealed: bytes) -> int:
 
 
 _cache: dict[Path, bytes] = {}
+_Line = tuple[tuple[float, bytes], ...]
+"""When each begins, in seconds since 1970, and what it is; the newest first."""
+_lines: dict[Path, tuple[float, _Line]] = {}
 
 
 @lru_cache(maxsize=256)
@@ -175,6 +227,51 @@ def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
     _refuse_open_mode(path)
     _cache[path] = path.read_bytes()
     return _cache[path]
+
+
+def _line(path: Path) -> _Line:
+    """A secret and its successors, as of at most REREAD_SECONDS ago."""
+    read_at, known = _lines.get(path, (-math.inf, ()))
+    if time.monotonic() - read_at < REREAD_SECONDS:
+        return known
+    try:
+        found = _read_line(path)
+    except (OSError, StartError) as error:
+        if not known:
+            raise
+        log.warning("goes on with the secrets that it knows: %s", error)
+        found = ()
+    if not (found or known):
+        found = ((0.0, read_or_make(path, lambda: _fresh(path))),)
+    _lines[path] = (time.monotonic(), found or known)
+    return found or known
+
+
+def _read_line(path: Path) -> _Line:
+    found = []
+    for name in _files(path):
+        with suppress(FileNotFoundError):  # deleted just now
+            _refuse_open_mode(path.with_name(name))
+            found.append((_begins(path, name), path.with_name(name).read_bytes()))
+    return tuple(sorted(found, reverse=True))
+
+
+def _files(path: Path) -> list[str]:
+    """The names of a secret and its successors that are there."""
+    form = re.compile(rf"{re.escape(path.stem)}(-[0-9]{{1,15}})?{re.escape(path.suffix)}")
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    return [name for name in names if form.fullmatch(name)]
+
+
+def _begins(path: Path, name: str) -> float:
+    """In seconds since 1970, as the name says: 0 for the first."""
+    said = name.removeprefix(path.stem).removesuffix(path.suffix)
+    return int(said.removeprefix("-") or 0) / 1000
+
+
+def _fresh(path: Path) -> bytes:
+    """A random secret of the kind that its name says."""
+    return _random_token() if path.suffix == ".token" else os.urandom(KEY_BYTES)
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ Redis comes first, then the folder; if versions or archive changed in between, i
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -122,13 +123,18 @@ def _sources(settings: Settings, seen: Facts) -> Iterator[tuple[str, Path]]:
         for name in seen.archive_files:
             yield f"{files.STATE}archive/{name}", state / "archive" / name
     for path in sorted(settings.secrets.glob("[!.]*")):
-        if path.is_file() and path.name not in _LIVE_SECRETS:  # `inbox/` has the keys of days
+        if path.is_file() and not _is_live(path.name):  # `inbox/` has the keys of days
             yield f"{files.STATE}secrets/{path.name}", path
     for name in (_ADMIN_KEY, SCHEMA_FILE):
         if (state / name).exists():
             yield files.STATE + name, state / name
     if Path(SETTINGS_FILE).is_file():
         yield files.SETTINGS, Path(SETTINGS_FILE)
+
+
+def _is_live(name: str) -> bool:
+    """A successor is named after its predecessor: core/keyring.py."""
+    return re.sub(r"-[0-9]+(?=\.)", "", name) in _LIVE_SECRETS
 
 
 def _under(state: Path, folder: Path) -> Iterator[tuple[str, Path]]:

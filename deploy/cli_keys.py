@@ -1,4 +1,4 @@
-"""`instructloop keys`: API keys, made, listed, given new secrets, revoked; the signing key."""
+"""`instructloop keys`: API keys, made, listed, given new secrets, revoked; keys of the service."""
 
 import asyncio
 import re
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from core import registry
 from core.auth import create_key, list_keys, revoke_key, rotate_key
-from core.keyring import Keyring
+from core.keyring import ENGINE_DATA, IDS, Keyring
 from core.records import ApiKey, KeyLimits, Scope
 from core.settings import Settings
 from core.start import records
@@ -128,8 +128,39 @@ def rotate_signing(state_dir: StateDir = None, redis_url: RedisUrl = None) -> No
     Example: instructloop keys rotate-signing
     """
     settings = settings_from(state_dir, redis_url)
-    asyncio.run(_rotate_signing(settings))
+    asyncio.run(_tell(settings, "signing key rotated"))
+    Keyring(settings.secrets).rotate_signing(now=time.time())
     print("a new key signs from now on; start the workers again when it suits you")
+
+
+@app.command("rotate-ids")
+def rotate_ids(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
+    """Authenticate completion ids with a new key; earlier ids stay good, and nothing starts again.
+
+    In five minutes, when every process knows it. An old key's file checks until you delete it.
+
+    Example: instructloop keys rotate-ids
+    """
+    _succeed(settings_from(state_dir, redis_url), IDS, "id key rotated")
+
+
+@app.command("rotate-engine-token")
+def rotate_engine_token(state_dir: StateDir = None, redis_url: RedisUrl = None) -> None:
+    """Let gateways and workers show engines a new token; nothing starts again.
+
+    In five minutes, when every engine takes it. An old token is taken until you delete its file.
+
+    Example: instructloop keys rotate-engine-token
+    """
+    _succeed(settings_from(state_dir, redis_url), ENGINE_DATA, "engine token rotated")
+
+
+def _succeed(settings: Settings, name: str, action: str) -> None:
+    asyncio.run(_tell(settings, action))
+    keyring = Keyring(settings.secrets)
+    old = ", ".join(str(settings.secrets / file) for file in keyring.files(name))
+    begins = datetime.fromtimestamp(keyring.succeed(name, now=time.time()), UTC)
+    print(f"the new one is used from {begins:%H:%M:%S} UTC; good until you delete it: {old}")
 
 
 def state_of(key: ApiKey, *, now: float) -> str:
@@ -199,7 +230,6 @@ async def _rotate(
         return await rotate_key(redis, key_id, grace_seconds=seconds, again=again, who=caller())
 
 
-async def _rotate_signing(settings: Settings) -> None:
+async def _tell(settings: Settings, action: str) -> None:
     async with records(settings) as redis:
-        await registry.record(redis, "signing key rotated", who=caller())
-    Keyring(settings.secrets).rotate_signing(now=time.time())
+        await registry.record(redis, action, who=caller())

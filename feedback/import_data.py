@@ -20,7 +20,7 @@ import orjson
 from core import keys
 from core.errors import InstructLoopError
 from core.ids import content_token, prompt_tag, token_of
-from core.keyring import Keyring
+from core.keyring import IDS, Keyring
 from core.redis_client import Redis, redis_errors
 from core.settings import Settings
 from feedback import intake, store
@@ -275,7 +275,7 @@ def _completion_id(work: Import, item: Item, user: str, answers: Sequence[str]) 
     said: list[str | None] = [*answers] or [None]
     content = json.dumps([work.tenant, user, item.prompt, *said], sort_keys=True)
     token = content_token(
-        work.keyring.key("mac"),
+        work.keyring.accepted(IDS)[-1],  # the oldest: the same content has the same id later, too
         tenant=work.tenant,
         key_id=IMPORT_KEY_ID,
         seed=hashlib.sha256(content.encode()).digest(),
@@ -285,4 +285,4 @@ def _completion_id(work: Import, item: Item, user: str, answers: Sequence[str]) 
 
 
 def _tag(work: Import, item: Item) -> str:
-    return prompt_tag(work.keyring.key("mac"), work.tenant, prompt_json(item.prompt).encode())
+    return prompt_tag(work.keyring.tag_key(), work.tenant, prompt_json(item.prompt).encode())

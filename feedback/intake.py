@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from core.errors import Unprocessable
 from core.ids import CompletionToken, read_id, token_of
-from core.keyring import Keyring
+from core.keyring import IDS, Keyring
 from core.records import ApiKey, Feedback, FeedbackKind, Output
 from core.setting_groups import FeedbackSettings
 from feedback.schemas import (
@@ -168,7 +168,7 @@ def _checked(
     completion_id: str, choice: int, *, who: Speaker, keyring: Keyring
 ) -> tuple[Output, CompletionToken]:
     """The answer that is meant, if it can take feedback."""
-    facts = read_id(keyring.key("mac"), who.tenant, completion_id)
+    facts = read_id(keyring.accepted(IDS), who.tenant, completion_id)
     if not facts.stored:
         raise Unprocessable(
             "this completion was made with store=false: it takes no feedback",

@@ -40,7 +40,7 @@ from core.metrics import SWAP_PAUSE_SECONDS, SWAPS
 from core.redis_client import connect, redis_errors, redis_url
 from core.settings import Settings
 from core.start import refuse_foreign_data
-from serving import agent_copies, agent_records, attest
+from serving import agent_copies, agent_records, agent_tokens, attest
 from serving.agent_copies import NotFetched
 from serving.agent_start import prepared
 from serving.agent_state import MAX_ATTEMPTS, Agent
@@ -88,6 +88,7 @@ async def live(agent: Agent) -> None:
     """Look and act until it is told to stop; then end the engine. Raises StartError."""
     await agent_records.claim(agent)
     heartbeats = asyncio.create_task(agent_records.heartbeats(agent))
+    renewing = asyncio.create_task(agent_tokens.renew(agent))
     try:
         while not agent.stopping.is_set():
             await _look(agent)
@@ -98,6 +99,7 @@ async def live(agent: Agent) -> None:
         await asyncio.sleep(FAREWELL_SECONDS)
         await _finish_replies(agent)
         heartbeats.cancel()
+        renewing.cancel()
         await _stop_engine(agent)
         await agent_records.forget(agent)
     if agent.superseded:
@@ -203,7 +205,7 @@ async def _start(agent: Agent, wanted: str | None) -> None:
 async def _best_to_start(agent: Agent, wanted: str | None) -> str | None:
     """The wanted version; after three failures the last good one has its three, and so on.
 
-    One that cannot be brought here waits while there is another.
+    One that could not be brought here comes after those that failed so less often.
     """
     with redis_errors():
         before = await agent.redis.lrange(keys.target_history(), 0, MAX_ATTEMPTS)
@@ -213,7 +215,7 @@ async def _best_to_start(agent: Agent, wanted: str | None) -> str | None:
     versions += [raw.decode() for raw in before]
     fit = [of for of in versions if of not in agent.refused and of.encode() not in bad]
     tried = {of: agent.attempts.get(of, 0) // MAX_ATTEMPTS for of in fit}
-    return min(fit, key=lambda of: (of in agent.unfetched, tried[of]), default=None)
+    return min(fit, key=lambda of: (agent.unfetched.get(of, 0), tried[of]), default=None)
 
 
 def _could_not_fetch(agent: Agent, version: str, error: NotFetched) -> None:
@@ -244,7 +246,8 @@ async def _launch(agent: Agent, loadable: Loadable) -> None:
         socket=agent.socket,
         served_name="instructloop",
         policy_version=loadable.version,
-        data_token=agent.keyring.token("engine-data.token"),
+        data_token=agent_tokens.present(agent),
+        more_data_tokens=agent_tokens.accepted(agent),
         control_token=agent.control_token,
         log=agent.settings.state_dir / "logs" / f"vllm-{agent.name}.log",
         max_model_len=engine.max_model_len,

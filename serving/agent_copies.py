@@ -52,8 +52,8 @@ async def loadable(agent: Agent, version: str, *, like: Path | None) -> Loadable
 
 async def trim(agent: Agent) -> None:
     """Remove copies that are wanted no more, now or after a later load."""
-    agent.copies.release(but=[agent.serving])
     try:
+        agent.copies.release(but=[agent.serving])
         with redis_errors():
             keep = await _wanted_here(agent)
         await asyncio.to_thread(_trim, agent, keep)

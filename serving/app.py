@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from core.auth import KeyCache
 from core.errors import InstructLoopError, Unavailable
-from core.keyring import Keyring
+from core.keyring import ENGINE_DATA, Keyring
 from core.redis_client import Batches, Redis, connect, limits_url, redis_url
 from core.room import room_of
 from core.settings import Settings
@@ -202,7 +202,7 @@ def _services(app: FastAPI) -> Services:
         settings=settings.gateway,
         keyring=keyring,
         replicas=known,
-        upstream=Upstream(keyring.token("engine-data.token")),
+        upstream=Upstream(partial(keyring.present, ENGINE_DATA)),
         admission=Admission(settings.limits, keyring),
         usage=Usage(app.state.redis, keep_days=settings.limits.usage_days),
         inbox=Inbox(

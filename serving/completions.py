@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from core import ids, traces
 from core.auth import require
 from core.errors import RateLimited, Unavailable
+from core.keyring import IDS
 from core.records import ApiKey
 from serving import requests
 from serving.admission import Grant
@@ -64,10 +65,9 @@ async def complete(request: Request, api: Api) -> Reply:
     if services.replicas.in_flight >= settings.max_concurrent_requests:
         raise Unavailable("too many completions are being answered now", code="overloaded")
     asked = requests.parse(api, body, Limits(settings.max_choices, settings.max_prompt_chars))
-    secret = services.keyring.key("mac")
-    tag = ids.prompt_tag(secret, key.tenant, asked.canonical)
+    tag = ids.prompt_tag(services.keyring.tag_key(), key.tenant, asked.canonical)
     token = ids.new_token(
-        secret,
+        services.keyring.present(IDS),
         tenant=key.tenant,
         key_id=key.id,
         choices=asked.choices,

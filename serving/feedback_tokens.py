@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from starlette.types import Message, Receive, Scope
 from core import ids
 from core.auth import KeyCache, require
 from core.errors import BadRequest, Forbidden, Unauthenticated, Unprocessable
-from core.keyring import Keyring
+from core.keyring import IDS, Keyring
 from core.records import ApiKey
 from feedback.edge import ERRORS, OurErrors
 
@@ -51,8 +52,11 @@ def write(secret: bytes, claim: Claim) -> str:
     return PREFIX + base64.urlsafe_b64encode(_mac(secret, body) + body).decode().rstrip("=")
 
 
-def read(secret: bytes, token: str, *, now: float) -> Claim:
-    """Check a token. Raises Unauthenticated when it is not ours, was altered or has expired."""
+def read(secrets: Iterable[bytes], token: str, *, now: float) -> Claim:
+    """Check a token that any of these made.
+
+    Raises Unauthenticated when it is not ours, was altered or has expired.
+    """
     raw = b""
     if token.startswith(PREFIX) and len(token) <= _MOST_BYTES:
         text = token.removeprefix(PREFIX)
@@ -62,7 +66,7 @@ def read(secret: bytes, token: str, *, now: float) -> Claim:
         except (binascii.Error, ValueError):
             raw = b""
     mac, body = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-    if not hmac.compare_digest(mac, _mac(secret, body)):
+    if not any(hmac.compare_digest(mac, _mac(secret, body)) for secret in secrets):
         raise Unauthenticated("this feedback token is not known", code="invalid_feedback_token")
     claim = Claim(*orjson.loads(body))
     if claim.expires_at <= now:
@@ -81,7 +85,7 @@ async def key_of_token(token: str, scope: Scope) -> ApiKey:
     Unavailable.
     """
     state = scope["app"].state
-    claim = read(state.keyring.key("mac"), token, now=time.time())
+    claim = read(state.keyring.accepted(IDS), token, now=time.time())
     if scope["method"] != "POST" or scope["path"] != FEEDBACK_PATH:
         raise Forbidden(f"a feedback token is good for POST {FEEDBACK_PATH} only")
     known: KeyCache = state.keys
@@ -154,8 +158,7 @@ async def post_feedback_token(request: Request, body: TokenRequest) -> FeedbackT
     key: ApiKey = request.state.key
     require(key, "feedback")
     keyring: Keyring = request.app.state.keyring
-    secret = keyring.key("mac")
-    if not ids.read_id(secret, key.tenant, body.completion_id).stored:
+    if not ids.read_id(keyring.accepted(IDS), key.tenant, body.completion_id).stored:
         raise Unprocessable(
             "this completion was made with store=false: it takes no feedback",
             param="completion_id",
@@ -163,5 +166,5 @@ async def post_feedback_token(request: Request, body: TokenRequest) -> FeedbackT
     seconds: int = request.app.state.settings.gateway.feedback_token_seconds
     expires_at = int(time.time()) + seconds
     completion = ids.token_of(body.completion_id)
-    token = write(secret, Claim(key.tenant, key.id, completion, expires_at))
+    token = write(keyring.present(IDS), Claim(key.tenant, key.id, completion, expires_at))
     return FeedbackToken(token=token, completion_id=body.completion_id, expires_at=expires_at)

@@ -134,7 +134,7 @@ class Reply:
         """The prompt's point for choosing among engines, if there is a choice."""
         if len(self.services.replicas) < 2:
             return None
-        secret, asked = self.services.keyring.key("mac"), self.asked
+        secret, asked = self.services.keyring.tag_key(), self.asked
         return routing.nearness(secret, self.key.tenant, asked.prompt, asked.canonical)
 
     async def _ask(self, engine: Engine, send: Send) -> None:

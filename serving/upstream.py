@@ -9,7 +9,7 @@ headers do. Knows nothing of what is in a reply.
 """
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,7 +39,8 @@ class NotAnswered(Exception):
 class Upstream:
     """Sessions to engines, opened when they are first needed."""
 
-    def __init__(self, data_token: str) -> None:
+    def __init__(self, data_token: Callable[[], bytes]) -> None:
+        """`data_token` gives what opens our engines now."""
         self._data_token = data_token
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
@@ -86,7 +87,7 @@ class Upstream:
 
     def _headers(self, engine: Engine) -> dict[str, str]:
         """Our token is for our own engines: a fixed one belongs to somebody else."""
-        ours = {} if engine.fixed else {"Authorization": f"Bearer {self._data_token}"}
+        ours = {} if engine.fixed else {"Authorization": f"Bearer {self._data_token().decode()}"}
         return {"Content-Type": "application/json", **ours}
 
     def _session(self, engine: Engine) -> tuple[aiohttp.ClientSession, str]:

@@ -74,7 +74,8 @@ class EngineClient:
     ) -> None:
         self._socket = socket
         self._base_url = base_url
-        self._data_token = data_token
+        self.data_token = data_token
+        """What opens the data routes; whoever owns the engine may exchange it."""
         self._control_token = control_token
         self._http: aiohttp.ClientSession | None = None
         self.on_metrics: Callable[[bytes], None] | None = None
@@ -101,7 +102,7 @@ class EngineClient:
     async def health(self) -> bool:
         """Whether the engine answers and vLLM says it lives. True of a paused one, too."""
         try:
-            await self._call("GET", "/health", token=self._data_token, timeout=5.0)
+            await self._call("GET", "/health", token=self.data_token, timeout=5.0)
         except EngineError:
             return False
         return True
@@ -265,7 +266,7 @@ class EngineClient:
 
     async def tokens(self) -> float:
         """How many tokens it has read and written since its start."""
-        text = await self._send("GET", "/metrics", token=self._data_token, timeout=_LOOK_SECONDS)
+        text = await self._send("GET", "/metrics", token=self.data_token, timeout=_LOOK_SECONDS)
         if self.on_metrics is not None:
             self.on_metrics(text)
         return tokens(text)

@@ -4,7 +4,8 @@ vLLM loads it by name (`--middleware core.engine.guard.EngineGuard`), so it runs
 process, before every route of vLLM. vLLM's own `--api-key` leaves many routes open, among them
 one that answers completions and one that calls any method of the worker; here nothing is open:
 
-* the data token, which the gateway holds, opens the routes of `DATA_ROUTES` and no other;
+* the data token, which the gateway holds, opens the routes of `DATA_ROUTES` and no other; while it
+  is being exchanged there are several, and the agent changes the file of tokens under us;
 * the control token, which only the agent (or the learner that owns the engine) holds, opens
   everything, and the routes of this file.
 
@@ -32,7 +33,9 @@ import hmac
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +74,7 @@ _VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it becomes a header
 _MAX_CONTROL_BODY = 4096
 _MAX_WAITING = 256
 _MAX_WAIT_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +88,39 @@ class GuardSettings:
     max_wait_seconds: float = _MAX_WAIT_SECONDS
     tcp: bool = False
     """Whether other machines may reach the engine."""
+    more_data_tokens: tuple[str, ...] = ()
+    """They open the same."""
+    tokens_file: Path | None = None
+    """Where data tokens are read again; None if they never change."""
+
+
+def tokens_file(socket: Path) -> Path:
+    """Of the engine whose files lie beside this socket."""
+    return socket.with_name(f"{socket.name}.tokens")
+
+
+def write_tokens(path: Path, *, data: Sequence[str], control: str) -> None:
+    """The file from which a guard reads its tokens, whole or not at all; only its owner reads it.
+
+    A guard that runs takes up other data tokens; its control token stays.
+    """
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump({"data": list(data), "control": control}, file)
+    beside.replace(path)
 
 
 def settings_from(environment: Mapping[str, str]) -> GuardSettings:
     """Read the tokens from a file that only its owner may read, and the rest from variables."""
     try:
-        tokens = json.loads(Path(environment[TOKENS_FILE]).read_text())
+        path = Path(environment[TOKENS_FILE])
+        tokens = json.loads(path.read_text())
+        first, *more = tokens["data"]
         return GuardSettings(
-            data_token=tokens["data"],
+            data_token=first,
+            more_data_tokens=tuple(more),
+            tokens_file=path,
             control_token=tokens["control"],
             policy_version=environment[POLICY_VERSION],
             max_waiting=int(environment.get(HOLD_WAITING, _MAX_WAITING)),
@@ -111,9 +140,10 @@ class EngineGuard:
     def __init__(self, app: App, settings: GuardSettings | None = None) -> None:
         self._app = app
         self._settings = settings or settings_from(os.environ)
-        tokens = {self._settings.data_token, self._settings.control_token}
-        if len(tokens) != 2 or "" in tokens:
+        self._data = (self._settings.data_token, *self._settings.more_data_tokens)
+        if not self._are_good(self._data):
             raise StartError("The engine's guard needs two different tokens that are not empty.")
+        self._looked_at = time.monotonic()
         self._history = VersionHistory(self._settings.policy_version)
         self._open = asyncio.Event()
         self._open.set()
@@ -136,7 +166,7 @@ class EngineGuard:
         token = _bearer_token(scope)
         is_control = hmac.compare_digest(token, self._settings.control_token.encode())
         is_control = is_control and self._may_control(scope)
-        is_data = hmac.compare_digest(token, self._settings.data_token.encode())
+        is_data = any(hmac.compare_digest(token, good.encode()) for good in self._data_now())
         route = (scope["method"], scope["path"])
         if is_control and scope["path"].startswith("/instructloop/"):
             await _send_json(send, 200, await self._control(route, receive))
@@ -150,6 +180,20 @@ class EngineGuard:
             await self._generate(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _data_now(self) -> tuple[str, ...]:
+        """The data tokens, as of at most a second ago. What cannot be read changes nothing."""
+        path, now = self._settings.tokens_file, time.monotonic()
+        if path is not None and now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                found = tuple(map(str, json.loads(path.read_text())["data"]))
+                self._data = found if self._are_good(found) else self._data
+        return self._data
+
+    def _are_good(self, data: tuple[str, ...]) -> bool:
+        """The control token would open everything to who has a data token."""
+        return bool(data) and not {"", self._settings.control_token}.intersection(data)
 
     def _may_control(self, scope: Scope) -> bool:
         """On a port, only the engine's own machine: its agent is there."""

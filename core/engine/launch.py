@@ -8,7 +8,6 @@ to talk to it.
 """
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from typing import Literal
 
 from core.engine.address import Address, check_free
 from core.engine.client import EngineClient
-from core.engine.guard import ON_TCP, POLICY_VERSION, TOKENS_FILE
+from core.engine.guard import ON_TCP, POLICY_VERSION, TOKENS_FILE, tokens_file, write_tokens
 from core.errors import StartError
 from core.process import wrapped
 
@@ -72,13 +71,15 @@ class EngineSpec:
     logprobs: Literal["processed", "raw"] = "processed"
     tool_parser: str | None = "hermes"
     listen: Address | None = None
+    more_data_tokens: tuple[str, ...] = ()
+    """What opens the same as `data_token`: its neighbours while it is being exchanged."""
     traces_url: str | None = None
     """Where vLLM sends its spans, which continue those of the gateway; None for nowhere."""
 
     @property
     def tokens_file(self) -> Path:
         """Where the guard finds its tokens; they are on no command line."""
-        return self.socket.with_name(f"{self.socket.name}.tokens")
+        return tokens_file(self.socket)
 
 
 def start_engine(spec: EngineSpec, *, idle_priority: bool = False) -> subprocess.Popen[bytes]:
@@ -90,9 +91,9 @@ def start_engine(spec: EngineSpec, *, idle_priority: bool = False) -> subprocess
     _check(spec)
     spec.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_remains(spec)
-    with _open_private(spec.tokens_file, "w") as tokens:
-        json.dump({"data": spec.data_token, "control": spec.control_token}, tokens)
-    with _open_private(spec.log, "a") as log:
+    data = (spec.data_token, *spec.more_data_tokens)
+    write_tokens(spec.tokens_file, data=data, control=spec.control_token)
+    with _open_log(spec.log) as log:
         return subprocess.Popen(
             wrapped(command(spec), idle_priority=idle_priority),
             stdin=subprocess.DEVNULL,
@@ -187,7 +188,7 @@ def command(spec: EngineSpec) -> list[str]:
         flags += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(whole_prompt)]
         # replies in flight keep their caches when weights are exchanged
         flags += ["--scheduler-cls", "core.engine.prefix_cache.scheduler"]
-    return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *flags]
+    return [sys.executable, "-m", "core.engine.server", *flags]
 
 
 def _where(spec: EngineSpec) -> list[str]:
@@ -284,9 +285,9 @@ def _remove_remains(spec: EngineSpec) -> None:
     beside.mkdir(mode=0o700)
 
 
-def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIOWrapper:
-    """Open for writing a file that only its owner can read."""
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+def _open_log(path: Path) -> TextIOWrapper:
+    """Only its owner can read it."""
+    return open(path, "a", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _log_tail(log: Path | None) -> str:

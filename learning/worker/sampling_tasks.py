@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 
 from core import keys, lease
-from core.keyring import Keyring
+from core.keyring import ENGINE_DATA, Keyring
 from core.records import Completion, Replica
 from core.redis_client import Redis, redis_errors
 from core.settings import Settings
@@ -150,7 +150,7 @@ async def sampled(
             "cache_salt": keyring.hashed(about.tenant, "cache", engine.version),
         }
         try:
-            found += await _ask(engine, about, asked, token=keyring.token("engine-data.token"))
+            found += await _ask(engine, about, asked, token=keyring.present(ENGINE_DATA).decode())
         except (aiohttp.ClientError, TimeoutError, LookupError, ValueError) as error:
             log.info("%s did not answer a labeling prompt: %r", engine.name, error)
     return found

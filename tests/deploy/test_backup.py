@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from core import audit_log, keys, registry
 from core.errors import InstructLoopError, Unavailable
+from core.keyring import ENGINE_DATA, IDS
 from core.redis_client import connect
 from deploy.backup import KEPT_APART, make_backup, restore
 from deploy.backup_files import MANIFEST
@@ -27,6 +28,7 @@ from tests.deploy.backup_rig import Installation, dumps, tree
 
 run = CliRunner(env={"COLUMNS": "300"})
 KILLS = 4
+_KEYS = ("mac", "mac-301000", "signing", "tag", "user")
 
 
 @pytest.fixture
@@ -62,6 +64,8 @@ def elsewhere(place):
 
 @pytest.mark.parametrize("name", ["monday", "monday.tar"])
 async def test_a_restored_installation_holds_the_same(here, elsewhere, place, name):
+    here.keyring.succeed(ENGINE_DATA, now=1.0)
+    here.keyring.succeed(IDS, now=1.0)
     before = await dumps(here.server.url)
     manifest = await here.back_up(place / name)
     assert manifest.unreadable["completions in the inbox"] == 1
@@ -70,8 +74,8 @@ async def test_a_restored_installation_holds_the_same(here, elsewhere, place, na
     assert await dumps(there.server.url) == before
     old, new = tree(place / "a"), tree(place / "b")
     kept = {n for n in old if n.startswith(("policies/v0000/", "reward_models/"))}
-    kept |= {"admin.key", *(f"secrets/{n}.key" for n in ("mac", "signing", "user"))}
-    assert len(kept) >= 8
+    kept |= {"admin.key", *(f"secrets/{n}.key" for n in _KEYS)}
+    assert len(kept) >= 10
     assert {n: new.get(n) for n in kept} == {n: old[n] for n in kept}
     assert {n for n in new if not n.startswith(("redis", "secrets/redis"))} == kept
     modes = [(place / "b" / n).stat().st_mode & 0o777 for n in ("admin.key", "secrets/mac.key")]

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from core.auth import digest_of, list_keys, revoke_key
+from core.keyring import ENGINE_DATA, IDS, Keyring
 from core.records import KeyLimits
 from core.redis_client import connect
 from deploy.cli_keys import app, limits_of
@@ -93,3 +94,18 @@ def test_a_key_is_given_a_new_secret_that_is_shown_once(url):
     assert secret not in made.output
     assert 7 * 86_400 - 60 < after.previous_until - time.time() < 7 * 86_400
     assert call("rotate", key.id, "--grace", "soon", url=url).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("rotate-ids", IDS), ("rotate-engine-token", ENGINE_DATA)]
+)
+def test_what_is_used_later_and_what_may_be_deleted_then_is_said(url, state_dir, command, name):
+    keyring = Keyring(state_dir / "secrets")
+    for count in (2, 3):
+        before, old = keyring.present(name), keyring.files(name)
+        done = call(command, "--state-dir", str(state_dir), url=url)
+        assert done.exit_code == 0, done.output
+        assert len(keyring.accepted(name)) == count
+        assert keyring.present(name) == before
+        said = [f"{keyring.folder / file}" for file in old]
+        assert done.output.strip().endswith("delete it: " + ", ".join(said))

@@ -183,6 +183,37 @@ async def test_an_engine_that_starts_on_a_full_disk_serves_what_it_has(fleet, mo
     assert not await fleet.redis.hexists(keys.quarantined(), "v0002")
 
 
+async def test_of_versions_that_all_could_not_be_fetched_each_has_its_turn(fleet):
+    """The wanted one may be too large for this disk, and the one before it may come after all."""
+    for number in range(1, 4):
+        await fleet.publish(f"v000{number}")
+    agent = fleet.agent()
+    tried = []
+    for _ in range(4):
+        version = await agents._best_to_start(agent, "v0003")
+        tried.append(version)
+        agents._could_not_fetch(agent, version, NotFetched("the store is away"))
+    assert tried == ["v0003", "v0002", "v0001", "v0003"]
+    agent.unfetched |= {"v0003": 9}
+    assert await agents._best_to_start(agent, "v0003") == "v0002"
+
+
+async def test_an_engine_that_cannot_tidy_its_disk_serves_on(fleet, monkeypatch):
+    await fleet.publish("v0001")
+    agent = fleet.agent()
+    agent.wanted = "v0001"
+    await loadable(agent, "v0001", like=None)
+    agent.serving = "v0001"
+
+    def fails(*what, **how):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("trim", "release"):
+        monkeypatch.setattr(Copies, name, fails)
+        await trim(agent)
+    assert agent.serving == "v0001"
+
+
 async def test_a_disk_that_fills_while_a_version_comes_is_no_fault_of_the_version(
     fleet, monkeypatch
 ):

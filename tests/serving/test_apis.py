@@ -58,7 +58,7 @@ async def test_a_response_is_answered_and_logged_like_a_chat(gateway, client, do
     ]
     assert (entry["user"], entry["metadata"], entry["error"]) == ("ada", {"page": "help"}, None)
     assert entry["sampling"]["prompt_tokens"] == USAGE["input_tokens"]
-    assert ids.read_id(gateway.keyring.key("mac"), "acme", reply.id).stored
+    assert ids.read_id([gateway.keyring.key("mac")], "acme", reply.id).stored
     (asked,) = double.requests
     assert len(asked.pop("cache_salt")) == 32
     assert asked == {

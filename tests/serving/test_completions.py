@@ -36,7 +36,7 @@ async def test_a_chat_is_answered_and_logged_as_it_was_sent(gateway, client):
     assert entry["policy_versions"] == ["v0000"]
     assert entry["metadata"] == {"page": "help"}
     assert entry["trains"] is True
-    said = ids.read_id(gateway.keyring.key("mac"), "acme", reply.id)
+    said = ids.read_id([gateway.keyring.key("mac")], "acme", reply.id)
     assert (said.key_id, said.choices, said.stored) == (entry["key_id"], 1, True)
     assert said.prompt_tag == entry["prompt_tag"]
 
@@ -69,7 +69,7 @@ async def test_text_completions_with_several_choices_are_logged_by_index(gateway
         assert [choice["text"] for choice in entry["choices"]] == [SAID] * 3
         assert entry["messages"] == {"prompt": TEXT["prompt"]}
         assert entry["sampling"]["completion_tokens"] == 3 * len(WORDS)
-    assert ids.read_id(gateway.keyring.key("mac"), "acme", reply.id).choices == 3
+    assert ids.read_id([gateway.keyring.key("mac")], "acme", reply.id).choices == 3
 
 
 async def test_equal_prompts_share_a_tag_and_others_do_not(gateway, client):
@@ -87,7 +87,7 @@ async def test_what_must_not_be_stored_is_answered_and_nowhere_else(gateway, cli
         model="instructloop", prompt=["one", "two"]
     )
     assert batch.headers["x-feedback-off"] == "the prompt is not one text"
-    assert not ids.read_id(gateway.keyring.key("mac"), "acme", reply.id).stored
+    assert not ids.read_id([gateway.keyring.key("mac")], "acme", reply.id).stored
     assert await gateway.logged() == []
 
 

@@ -112,7 +112,7 @@ async def test_ids_are_ours_for_unary_replies_and_streams_of_both_apis(rig, clie
     entries = await rig.gateway.logged_once(4)
     assert [chat.id, text.id, *chat_ids, *text_ids] == [entry["id"] for entry in entries]
     for entry in entries:
-        said = ids.read_id(rig.gateway.keyring.key("mac"), "acme", entry["id"])
+        said = ids.read_id([rig.gateway.keyring.key("mac")], "acme", entry["id"])
         assert said.prompt_tag == entry["prompt_tag"]
     prefixes = [entry["id"].split("-")[0] for entry in entries]
     assert prefixes == ["chatcmpl", "cmpl", "chatcmpl", "cmpl"]

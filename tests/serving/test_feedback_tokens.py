@@ -18,9 +18,9 @@ ORIGIN = "https://app.example"
 
 def test_a_token_says_what_was_written_until_it_ends():
     token = feedback_tokens.write(SECRET, CLAIM)
-    assert feedback_tokens.read(SECRET, token, now=1999.9) == CLAIM
+    assert feedback_tokens.read([SECRET], token, now=1999.9) == CLAIM
     with pytest.raises(Unauthenticated, match="expired"):
-        feedback_tokens.read(SECRET, token, now=2000.0)
+        feedback_tokens.read([SECRET], token, now=2000.0)
 
 
 def test_no_altered_token_is_good():
@@ -34,9 +34,9 @@ def test_no_altered_token_is_good():
         raw[place] ^= 1
     for wrong in (*altered, prefix, prefix + "!", body, token + "A" * 4, prefix + "A" * 4000):
         with pytest.raises(Unauthenticated, match="not known"):
-            feedback_tokens.read(SECRET, wrong, now=0.0)
+            feedback_tokens.read([SECRET], wrong, now=0.0)
     with pytest.raises(Unauthenticated):
-        feedback_tokens.read(b"x" * 32, token, now=0.0)
+        feedback_tokens.read([b"x" * 32, b"y" * 32], token, now=0.0)
 
 
 @pytest.fixture

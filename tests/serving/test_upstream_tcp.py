@@ -113,7 +113,7 @@ async def test_a_port_where_nobody_is_any_more_is_passed_over(quiet, redis):
 async def test_the_kernel_watches_over_connections_to_other_machines():
     line = Line()
     line.gate.clear()
-    upstream = Upstream("data")
+    upstream = Upstream(lambda: b"data")
     async with line.listening() as url:
         engine = Engine("a", url, "v0000", "ready")
         async with upstream.post(engine, "/v1/completions", b"{}", request_id="x") as response:

@@ -11,6 +11,7 @@ from core.engine.guard import (
     EngineGuard,
     GuardSettings,
     settings_from,
+    write_tokens,
 )
 from core.errors import StartError
 
@@ -275,7 +276,7 @@ async def test_an_unknown_route_of_the_guard_is_not_found_and_does_not_reach_the
 
 def test_settings_come_from_the_token_file_and_the_environment(tmp_path):
     tokens = tmp_path / "tokens"
-    tokens.write_text(json.dumps({"data": "d", "control": "c"}))
+    tokens.write_text(json.dumps({"data": ["d", "before"], "control": "c"}))
     environment = {
         guard_module.TOKENS_FILE: str(tokens),
         guard_module.POLICY_VERSION: "v7",
@@ -288,7 +289,35 @@ def test_settings_come_from_the_token_file_and_the_environment(tmp_path):
         policy_version="v7",
         max_waiting=3,
         max_wait_seconds=1.5,
+        more_data_tokens=("before",),
+        tokens_file=tokens,
     )
+
+
+async def test_data_tokens_are_exchanged_under_a_running_guard(tmp_path, engine, monkeypatch):
+    monkeypatch.setattr(guard_module, "_LOOK_SECONDS", 0.0)
+    tokens = tmp_path / "tokens"
+    write_tokens(tokens, data=["old"], control=CONTROL)
+    environment = {guard_module.TOKENS_FILE: str(tokens), guard_module.POLICY_VERSION: "v7"}
+    guard = EngineGuard(engine, settings_from(environment))
+
+    async def opened() -> list[str]:
+        names = ("old", "new", "elsewhere", CONTROL)
+        replies = {name: await call(guard, "GET", "/v1/models", name) for name in names}
+        return [name for name, reply in replies.items() if reply.status == 200]
+
+    assert await opened() == ["old", CONTROL]
+    write_tokens(tokens, data=["new", "old"], control="elsewhere")
+    assert tokens.stat().st_mode & 0o777 == 0o600
+    assert await opened() == ["old", "new", CONTROL]
+    for unusable in ("", "{}", '{"data": []}', '{"data": [""]}', f'{{"data": ["{CONTROL}"]}}'):
+        tokens.write_text(unusable)
+        assert await opened() == ["old", "new", CONTROL]
+    assert (await call(guard, "POST", "/collective_rpc", "new")).status == 404
+    tokens.unlink()
+    assert await opened() == ["old", "new", CONTROL]
+    write_tokens(tokens, data=["new"], control=CONTROL)
+    assert await opened() == ["new", CONTROL]
 
 
 def test_a_guard_without_tokens_does_not_start(tmp_path, engine):
@@ -347,7 +376,7 @@ async def test_on_a_port_control_routes_stay_shut_to_who_forges_where_it_comes_f
 
 def test_whether_it_stands_on_a_port_is_said_by_a_variable(tmp_path):
     tokens = tmp_path / "tokens"
-    tokens.write_text(json.dumps({"data": "d", "control": "c"}))
+    tokens.write_text(json.dumps({"data": ["d", "before"], "control": "c"}))
     told = {guard_module.TOKENS_FILE: str(tokens), guard_module.POLICY_VERSION: "v1"}
     assert settings_from(told).tcp is False
     assert settings_from({**told, guard_module.ON_TCP: "1"}).tcp is True

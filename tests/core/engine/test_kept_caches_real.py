@@ -116,7 +116,7 @@ async def exchange(client: EngineClient, version: str) -> None:
 
 async def counted(client: EngineClient, name: str) -> float:
     """A counter of vLLM."""
-    text = await client._send("GET", "/metrics", token=client._data_token, timeout=5)
+    text = await client._send("GET", "/metrics", token=client.data_token, timeout=5)
     found = re.search(rf"^vllm:{name}_total{{[^}}]*}} (\S+)$", text.decode(), re.MULTILINE)
     assert found, name
     return float(found[1])

@@ -136,7 +136,7 @@ def test_tokens_and_log_are_private_and_the_remains_of_a_killed_engine_are_clear
     assert not spec.socket.exists()
     assert list(rpc.iterdir()) == []
     assert json.loads(spec.tokens_file.read_text()) == {
-        "data": "data-secret",
+        "data": ["data-secret"],
         "control": "control-secret",
     }
     assert spec.log.read_text() == "hello from the engine\n"
