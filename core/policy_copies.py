@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,8 @@ class Copies:
         """Let go of all but these."""
         for version in [of for of in self._held if of not in but]:
             file = self._held.pop(version)
-            os.utime(file, ns=(time.time_ns(),) * 2)  # finer than the kernel's own
+            with suppress(OSError):  # then it counts as older than it is
+                os.utime(file, ns=(time.time_ns(),) * 2)  # finer than the kernel's own
             os.close(file)
 
     def is_copy(self, version: str) -> bool:
@@ -120,7 +122,11 @@ class Copies:
         marks = self.local / MARKS
         if not marks.is_dir():
             return []
-        return [path.name for path in sorted(marks.iterdir(), key=lambda p: p.stat().st_mtime_ns)]
+        let_go: dict[str, int] = {}
+        for path in marks.iterdir():
+            with suppress(FileNotFoundError):  # another engine of this machine removes it now
+                let_go[path.name] = path.stat().st_mtime_ns
+        return sorted(let_go, key=let_go.__getitem__)
 
     def _remove_parts(self, version: str) -> None:
         """What is left of it by processes that ended while they fetched or removed it."""
@@ -146,7 +152,10 @@ def _locked(file: int, kind: int) -> bool:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    try:
+        return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    except FileNotFoundError:  # another engine of this machine removes it now
+        return 0
 
 
 def _is_over(sizes: Collection[int], most: int | None) -> bool:

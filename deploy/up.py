@@ -175,7 +175,8 @@ async def _wait_for_redis(supervisor: Supervisor, settings: Settings) -> None:
                 break  # the check below says why
             await asyncio.sleep(0.05)
         else:
-            await redis_forward(redis, say=supervisor.say, begin=lambda _, __: lambda ___: None)
+            with redis_errors():
+                await redis_forward(redis, say=supervisor.say, begin=lambda _, __: lambda ___: None)
         for warning in [*await check_redis(redis), await spare_replicas(redis)]:
             if warning:
                 supervisor.say(f"warning: {warning}")

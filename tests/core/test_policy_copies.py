@@ -119,3 +119,31 @@ def test_what_dead_processes_left_goes_with_the_next_that_wants_the_version(loca
     copies.release(but=[])
     assert other.trim((), most=0, most_bytes=None) == ["v0002"]
     assert folders(local) == [".copies", ".fetched-v00010-4711"]
+
+
+def test_what_another_engine_removes_at_the_same_moment_and_a_disk_that_fails_stop_nobody(
+    local, monkeypatch
+):
+    copies, other = Copies(local), Copies(local)
+    for version in ("v0001", "v0002"):
+        fetched(copies, version)
+    copies.release(but=[])
+    stat = type(local).stat
+
+    def late(path, **options):
+        if path.name == "v0001" and path.parent.name == ".copies" or path.parent.name == "v0001":
+            other.drop("v0001")
+        return stat(path, **options)
+
+    monkeypatch.setattr(type(local), "stat", late)
+    assert copies.size() == 7
+    assert copies.trim((), most=1, most_bytes=None) == []
+    monkeypatch.undo()
+
+    def fails(*what, **how):
+        raise OSError("the disk fails")
+
+    monkeypatch.setattr(os, "utime", fails)
+    copies.hold("v0002")
+    copies.release(but=[])
+    assert other.drop("v0002")  # nobody holds it

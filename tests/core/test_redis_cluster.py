@@ -9,7 +9,7 @@ from redis.asyncio import Redis as RedisPy
 from redis.crc import key_slot
 
 from core import keys
-from core.errors import StartError, Unavailable
+from core.errors import InstructLoopError, StartError, Unavailable
 from core.redis_client import (
     Batches,
     Line,
@@ -21,6 +21,10 @@ from core.redis_client import (
     script,
 )
 from core.redis_finders import SLOT, Finder, Place
+from core.settings import Settings
+from deploy.supervisor import Supervisor
+from deploy.up import _wait_for_redis
+from tests.conftest import eventually
 from tests.redis_cluster import redis_cluster
 from tests.redis_fleet import PASSWORD, redis_fleet, until
 
@@ -125,6 +129,36 @@ async def test_while_the_slot_moves_nothing_is_done_by_halves_and_then_all_goes_
     await batches.close()
 
 
+async def test_while_the_slot_moves_completions_leave_in_one_step_with_one_audit_entry(
+    client, cluster
+):
+    """Though the last of a set is taken out of it, with which Redis forgets the set's name."""
+    logged, prompts, broken, audit, user = (named(n) for n in ("l", "p", "b", "a", "u"))
+    records = [named("r1"), named("r2")]
+    await client.mset(dict.fromkeys(records, "text"))
+    await client.zadd(logged, {"t1": 1, "t2": 2})
+    await client.zadd(prompts, {"t1": 1})
+    await client.sadd(user, "t1", "t2")
+    await client.hset(broken, "t0", "why")
+    await client.xadd(audit, {"entry": "the first"})
+    moving = cluster.move_slot(next(node for node in cluster.masters if node is not cluster.owner))
+    next(moving)
+    names = [logged, prompts, broken, audit, records[0], user, records[1], user]
+    await script(client, "drop_completions", names, ["expired", "t1", "", "t2", "cut"])
+    for _ in moving:
+        pass
+
+    async def is_at_the_new_owner() -> bool:
+        with suppress(Unavailable), redis_errors():
+            return await client.exists(*records, logged, prompts, user) == 0
+        return False
+
+    await eventually(is_at_the_new_owner)
+    assert await client.hgetall(broken) == {b"t0": b"why", b"t2": b"cut"}
+    said = [fields[b"entry"] for _, fields in await client.xrange(audit)]
+    assert said == [b"the first", b"expired"]
+
+
 async def test_the_url_of_one_node_is_refused_with_the_form_to_use(cluster):
     (node,) = cluster.replicas
     async with connect(f"redis://:{PASSWORD}@127.0.0.1:{node.port}/0") as client:
@@ -132,6 +166,14 @@ async def test_the_url_of_one_node_is_refused_with_the_form_to_use(cluster):
             await check_redis(client)
         with pytest.raises(Unavailable, match=r"redis\+cluster://"), redis_errors():
             await client.get(keys.schema())
+
+
+async def test_up_refuses_the_url_of_a_node_that_does_not_own_the_slot(cluster, tmp_path):
+    node = next(node for node in cluster.masters if node is not cluster.owner)
+    url = f"redis://:{PASSWORD}@127.0.0.1:{node.port}/0"
+    settings = Settings(state_dir=tmp_path, redis_url=url, redis_broker_url="redis://elsewhere")
+    with pytest.raises(InstructLoopError, match=r"node of a Cluster.*redis\+cluster://"):
+        await _wait_for_redis(Supervisor(say=print), settings)
 
 
 async def test_a_server_that_is_of_no_cluster_is_named_with_what_it_says():

@@ -48,6 +48,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "waitReplicas": 1,
             "brokerSecret": {"name": "broker"},
         },
+        "workers": {"keda": {"enabled": True, "address": "broker:6379", "messages": 1}},
     },
     "gpu": {
         "redis": _SECRET,

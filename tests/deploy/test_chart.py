@@ -313,6 +313,16 @@ def test_keda_looks_at_the_queues_and_the_stream_that_there_are():
         assert "replicas" not in worker["spec"]
 
 
+def test_keda_looks_at_the_queues_alone_where_they_have_a_redis_of_their_own():
+    (scaled,) = of_kind("cluster", "ScaledObject")
+    watched = [trigger["metadata"] for trigger in scaled["spec"]["triggers"]]
+    assert {one["listName"] for one in watched} == {
+        f"{keys.PREFIX}broker:{queue}" for queue in (CONTROL, LEARNING)
+    }
+    assert {(one["address"], one["listLength"]) for one in watched} == {("broker:6379", "1")}
+    assert not of_kind("cluster", "TriggerAuthentication")
+
+
 def test_the_notes_name_what_a_reader_must_know():
     assert "no replica and no backup" in files("trial")["NOTES.txt"]
     assert "Nothing is swapped into them" in files("external")["NOTES.txt"]
