@@ -58,8 +58,10 @@ async def _tag_all(redis: Redis, told: Told) -> None:
     """Rename every key, values, expiry and groups of streams as they are.
 
     From the first moment a process of either release refuses to start: ours finds schema 1, the
-    first release's finds a later one's. Raises StartError when a key is there under both names.
+    first release's finds a later one's. Raises StartError when a key is there under both names, and
+    before anything is changed where this user may not rename.
     """
+    await _refuse_without_right(redis)
     await redis.set(_NEW + b"schema", "1", nx=True)
     await redis.set(_OLD_SCHEMA, "2")
     there_already: list[bytes] = []
@@ -79,6 +81,14 @@ async def _tag_all(redis: Redis, told: Told) -> None:
             f"as {there_already[0].decode()}: some process wrote meanwhile. Stop all, delete the "
             "one of the two that is wrong, and migrate again; nothing is lost until then"
         )
+
+
+async def _refuse_without_right(redis: Redis) -> None:
+    async with redis.pipeline(transaction=False) as look:
+        look.renamenx(_OLD + b"no such key", _NEW + b"no such key")
+        (said,) = await look.execute(raise_on_error=False)
+    if isinstance(said, Exception) and "no such key" not in str(said):
+        raise StartError(f"cannot rename keys of this Redis ({said}): allow RENAMENX")
 
 
 async def _names_of_1(redis: Redis) -> AsyncIterator[list[bytes]]:

@@ -7,6 +7,7 @@ by one, and in the chart, `instructloop migrate` is the command.
 """
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -34,6 +35,8 @@ PATIENCE_SECONDS = 30.0
 _LOCK_SECONDS = 10
 _LOCK_WAIT_SECONDS = 11.0
 _LOOK_SECONDS = 0.25
+_NOTED_AGAIN_SECONDS = 2
+"""So long after a save that Redis knows again who reads: everybody who lives has, by then."""
 
 Say = Callable[[str], None]
 Begin = Callable[[str, int], Told]
@@ -158,31 +161,38 @@ async def _nobody_left(redis: Redis, step: RedisStep, patience: Patience, hold: 
 
     Raises StartError when they go on. Nothing has been changed by then.
     """
-    deadline = time.monotonic() + patience.longest
-    while (touched := await _touched(redis, step, patience.quiet)) is not None:
-        if time.monotonic() > deadline:
-            raise StartError(
-                f"{touched}: processes of the earlier release still run. Stop gateways, engines, "
-                "workers and beat, and migrate again; nothing was changed"
-            )
+    deadline, calm_since = time.monotonic() + patience.longest, math.inf
+    while True:
+        touched, now = await _touched(redis, step, patience.quiet), time.monotonic()
+        calm_since = min(calm_since, now) if touched is None else math.inf
+        if now - calm_since >= min(patience.quiet, _NOTED_AGAIN_SECONDS):
+            return
+        if touched is not None and now > deadline:
+            raise StartError(f"{touched}, and migrate again; nothing was changed")
         await hold.keep()
         await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _touched(redis: Redis, step: RedisStep, quiet: int) -> str | None:
-    """What shows that somebody is there, as words; None when nothing does."""
+    """What shows that somebody is there, and what to do, as words; None when nothing does."""
     saves = await info_of(redis, "persistence")
     if saves.get("rdb_bgsave_in_progress") or saves.get("aof_rewrite_in_progress"):
-        return "Redis saves itself, and does not note meanwhile who reads what"
+        return "Redis saves itself, and does not note meanwhile who reads what: wait until it has"
     async with redis.pipeline(transaction=False) as look:
         for name in step.touched:
             look.execute_command("OBJECT", "IDLETIME", name)
         said = await look.execute(raise_on_error=False)
     for name, idle in zip(step.touched, said, strict=True):
         if isinstance(idle, Exception) and "no such key" not in str(idle):
-            raise StartError(f"cannot see who uses this Redis ({idle}): allow OBJECT IDLETIME")
+            raise StartError(
+                f"cannot see who uses this Redis ({idle}): allow OBJECT IDLETIME, and have "
+                "`maxmemory-policy noeviction`, under which Redis knows it"
+            )
         if isinstance(idle, int) and idle < quiet:
-            return f"{name} was used {idle} s ago"
+            return (
+                f"{name} was used {idle} s ago: processes of the earlier release still run. Stop "
+                "gateways, engines, workers and beat"
+            )
     return None
 
 

@@ -1,7 +1,7 @@
 """Values with units, their intervals, and the guard that refuses to call noise a difference.
 
-A unit is what varies on its own: an end user, an item of a test, an opening. The same unit in
-several seeds stays one unit, so seeds do not make it look like more data. Pure statistics;
+A unit is what varies on its own: a family of prompts, an item of a test, an opening. The same unit
+in several seeds stays one unit, so seeds do not make it look like more data. Pure statistics;
 deploy/reproduce/scoring.py fills in the values, deploy/reproduce/claims.py asks.
 """
 

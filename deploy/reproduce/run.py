@@ -98,11 +98,12 @@ def _machine(out: Path, model: Path, settings: Settings) -> Machine:
 def _keep_options(out: Path, wanted: Wanted, model: str) -> None:
     """Write down what was asked for; raises StartError where the folder has something else."""
     path = out / "wanted.json"
-    ours: dict[str, Any] = json.loads(json.dumps(asdict(wanted) | {"model": model}))
+    asked = asdict(wanted) | {"model": model, "numbers": asdict(wanted.numbers)}
+    ours: dict[str, Any] = json.loads(json.dumps(asked))
     if not path.exists():
         write_json(path, ours)
         return
-    theirs = json.loads(path.read_text())
+    theirs = {"numbers": ours["numbers"], **json.loads(path.read_text())}
     other = sorted(name for name in ours if ours[name] != theirs.get(name))
     if other:
         said = ", ".join(f"{name} {theirs.get(name)!r}" for name in other)

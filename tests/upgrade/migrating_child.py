@@ -21,5 +21,5 @@ def migrate_and_die(url: str, at_line: int, lines) -> None:
 async def _migrate(url: str) -> None:
     async with connect(url) as redis:
         await redis_forward(
-            redis, say=lambda _: None, begin=lambda *_: lambda _: None, patience=Patience(0, 0.0)
+            redis, say=lambda _: None, begin=lambda *_: lambda _: None, patience=Patience(0, 30.0)
         )

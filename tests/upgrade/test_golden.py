@@ -22,8 +22,8 @@ from tests.serving.conftest import running_gateway
 from tests.upgrade import golden
 from tests.upgrade.installation import ERIN, ERINS, ONCE, answers, settings_of
 
-NOW = Patience(quiet=0, longest=0.0)
-"""Nobody else is there."""
+NOW = Patience(quiet=0, longest=30.0)
+"""Nobody else is there; that Redis saves itself, which it may at any time, is waited for."""
 
 
 async def forward(redis, said: list[str] | None = None) -> bool:

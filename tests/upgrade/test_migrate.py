@@ -94,7 +94,7 @@ async def test_the_first_release_refuses_from_the_first_moment_on(old, redis):
         raise _Died
 
     with suppress(_Died):
-        await redis_forward(redis, say=print, begin=lambda *_: die, patience=Patience(0, 0.0))
+        await redis_forward(redis, say=print, begin=lambda *_: die, patience=Patience(0, 30.0))
     assert int(await redis.get("il:schema")) > 1
     with pytest.raises(StartError, match="holds schema 1, .* `instructloop migrate`"):
         await check_redis(redis)
@@ -121,6 +121,40 @@ async def test_while_somebody_reads_it_does_nothing(old, redis, shared_redis):
     assert await redis_forward(redis, **NOTHING, patience=Patience(3600, 0.3))
 
 
+async def test_that_redis_saves_itself_is_waited_for_and_is_nobody_s_fault(old, redis, monkeypatch):
+    saves = iter([1, 1, 0])
+
+    async def of(_client, section):
+        assert section == "persistence"
+        return {"aof_rewrite_in_progress": next(saves, 1)}
+
+    monkeypatch.setattr(module, "info_of", of)
+    assert await redis_forward(redis, **NOTHING, patience=Patience(0, 30.0))
+    await redis.mset({"il:schema": 1, keys.schema(): 1})
+    with pytest.raises(StartError, match="saves itself.* wait until it has, and migrate again"):
+        await redis_forward(redis, **NOTHING, patience=Patience(0, 0.0))
+    assert await redis.get(keys.first_schema()) == b"1"
+
+
+async def test_who_read_while_redis_saved_itself_is_seen_after_it(old, redis, monkeypatch):
+    """Until then nothing looks used, although somebody reads every second."""
+    await unused_for(redis, 7200)
+    looked = module._touched
+    looks = 0
+
+    async def after_a_save(*said):
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            await redis.hgetall("il:api-keys")
+        return await looked(*said)
+
+    monkeypatch.setattr(module, "_touched", after_a_save)
+    with pytest.raises(StartError, match="il:api-keys was used"):
+        await redis_forward(redis, **NOTHING, patience=Patience(3600, 0.3))
+    assert await redis.get("il:schema") == b"1"
+
+
 async def test_it_waits_until_they_are_gone(old, redis):
     assert await redis_forward(redis, **NOTHING, patience=Patience(1, 60.0))
     assert await redis.get(keys.schema()) == str(SCHEMA).encode()
@@ -136,6 +170,20 @@ async def test_a_user_with_few_rights_may_with_what_the_page_adds(old, redis, sh
             await forward(client)
             assert await check_redis(client) == []
         assert await redis.get(keys.schema()) == str(SCHEMA).encode()
+    finally:
+        await redis.execute_command("ACL DELUSER", "instructloop")
+
+
+async def test_a_user_who_may_not_rename_changes_nothing(old, redis, shared_redis):
+    try:
+        rules = [*documented_rules(), "~*", "+object|idletime"]
+        await redis.execute_command("ACL SETUSER", "instructloop", *rules)
+        url = shared_redis.url.replace(f":{shared_redis.password}@", "instructloop:PASSWORD@")
+        async with connect(url) as client:
+            with pytest.raises(StartError, match="allow RENAMENX"):
+                await forward(client)
+        assert await redis.get("il:schema") == b"1"
+        assert await redis.get(keys.schema()) is None
     finally:
         await redis.execute_command("ACL DELUSER", "instructloop")
 
