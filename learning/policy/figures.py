@@ -81,7 +81,8 @@ def iteration_figures(
 
 
 def throughput(figures: dict[str, float], experience: Experience) -> dict[str, float]:
-    """Tokens a second: answers sampled, and tokens that went through a backward pass."""
+    """Tokens a second: answers for each second that was spent on waiting for them, and tokens that
+    went through a backward pass."""
     rollouts = experience.rollouts
     read = sum(group.num_tokens for group in rollouts.groups)
     training = sum(figures.get(f"{_SECONDS}{part}", 0.0) for part in _TRAINING)

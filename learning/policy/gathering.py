@@ -64,10 +64,10 @@ def _sample_and_score(
     """All answers and their scores, (num_answers,); the seconds of `rollouts` are those in which
     nothing was there to be scored."""
     prompts = setup.prompts_of(run.iteration)
-    whole = whole_policy(run) if run.policy_steps else None
     samples: list[list[Sample]] = []
     scores: list[Tensor] = []
-    with closing(_sampled(setup, run, engine, whole)) as parts:
+    sampled = _sampled(setup, run, engine, whole_policy(run) if run.policy_steps else None)
+    with closing(sampled) as parts:
         while True:
             with timed(run, "rollouts"):
                 part = told_by_first(lambda: next(parts, None))
@@ -88,6 +88,7 @@ def _sampled(
     settings, prompts = setup.settings, setup.prompts_of(run.iteration)
     if whole is not None:
         engine.load_model(whole, version=f"iteration-{run.iteration}")
+        del whole  # it may be a copy, and scoring wants the memory
     answers = engine.answers(
         [prompt.ids for prompt in prompts],
         n=settings.answers_per_prompt,

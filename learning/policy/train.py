@@ -303,7 +303,7 @@ def _record(stage: Stage, setup: Setup, run: PolicyRun, experience: Experience) 
         "explained_variance": explained_variance(run.values, returns, experience.mask),
         "learning_rate": setup.learning_rate(run.iteration),
         "kl_coef": run.kl_coef,
-        "engine_alarms": alarms_said(figures, iteration=run.iteration + 1),
+        "engine_alarms": told_by_first(partial(alarms_said, figures, iteration=run.iteration + 1)),
     }
     run.kl_coef = adapted_kl_coef(
         run.kl_coef,

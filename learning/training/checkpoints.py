@@ -133,6 +133,8 @@ def _failure_named(folder: Path) -> Iterator[None]:
         yield
     except CheckpointException as error:
         free = shutil.disk_usage(folder.parent).free >> 20
+        if is_first():  # all have failed by now, and others want the room
+            shutil.rmtree(folder, ignore_errors=True)
         raise InstructLoopError(
             f"a checkpoint could not be written, with {free} MiB of disk free: make room; the "
             "stage goes on from the one before"

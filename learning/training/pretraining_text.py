@@ -95,9 +95,12 @@ def _texts_of(file: Path) -> Iterator[str]:
             yield from (str(text) for text in batch.column("text").to_pylist() if text)
     elif file.suffix == ".jsonl":
         with file.open() as lines:
-            yield from (str(json.loads(line)["text"]) for line in lines if line.strip())
+            found = (json.loads(line)["text"] for line in lines if line.strip())
+            yield from (str(text) for text in found if text)
     else:
-        yield file.read_text()
+        with file.open() as text:
+            while part := text.read(_AT_ONE_TIME):  # all of a file may not fit into the memory
+                yield part
 
 
 def held_out_texts() -> list[str]:

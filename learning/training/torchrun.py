@@ -71,7 +71,7 @@ def in_words(codes: dict[int, int], number: int) -> str:
     if killed:
         rank, by = min(killed.items())
         return f"process {rank} of {number} was killed by {signal.Signals(by).name}: the stage ends"
-    rank, code = min(codes.items())
+    rank, code = min(ended.items())
     return f"process {rank} of {number} ended with {code}: the stage ends"
 
 

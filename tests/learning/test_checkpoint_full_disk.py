@@ -44,6 +44,7 @@ def test_the_checkpoint_before_is_taken_up_and_the_next_one_with_room_is_written
     save_checkpoint(at, [optimizer(1.0)], notes={"step": 1})
     with full_disk(), pytest.raises(InstructLoopError, match="MiB of disk free: make room"):
         save_checkpoint(at, [optimizer(2.0)], notes={"step": 2})
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-1"]
     assert read_notes(at) == {"step": 1}
     loaded = optimizer(0.0)
     load_checkpoint(at, [loaded])

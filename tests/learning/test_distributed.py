@@ -145,6 +145,7 @@ def test_the_log_names_the_process_that_was_killed_before_those_that_failed_of_i
     assert in_words({0: 1, 1: 1, 2: -9}, 3) == said
     assert in_words({0: -15, 1: 1, 2: -9}, 3) == said
     assert in_words({1: 1}, 3) == "process 1 of 3 ended with 1: the stage ends"
+    assert in_words({0: -15, 1: 75}, 2) == "process 1 of 2 ended with 75: the stage ends"
 
 
 def test_why_a_stage_failed_stands_beside_who_ended_it(tmp_path):

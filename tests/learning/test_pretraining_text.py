@@ -122,6 +122,13 @@ def test_no_more_is_read_than_fits_and_in_pieces(own: Path, monkeypatch) -> None
     monkeypatch.setattr(pretraining_text, "MOST_CHARACTERS", 15)
     monkeypatch.setattr(pretraining_text, "_AT_ONE_TIME", 6)
     assert mix_texts(own) == ["first\n\nthird", "fourt"]
+    (own / "long.txt").write_text("0123456789abcdef")
+    assert mix_texts(own / "long.txt") == ["012345", "6789ab", "cde"]
+
+
+def test_a_line_without_words_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": null}\n{"text": ""}\n{"text": "one"}\n')
+    assert mix_texts(tmp_path) == ["one"]
 
 
 @pytest.mark.parametrize(
