@@ -25,7 +25,7 @@ from learning.reward_model.steps import (
     plan_batches,
 )
 from learning.training.distributed import any_process, device, num_processes, of_all, shard
-from learning.training.memory import announce, need_of
+from learning.training.memory import GIB, announce, need_of
 from learning.training.models import (
     RewardModel,
     freeze_bottom,
@@ -38,6 +38,8 @@ from learning.training.stage import Interrupted, Stage
 
 _COPY_BYTES = 4
 """Of each weight, in the copy of the best epoch."""
+_SCRATCH_BYTES = GIB // 2
+"""Of the kernels that oneDNN compiles for each new length of row: it keeps the last 1,024."""
 
 
 def set_up(
@@ -63,6 +65,7 @@ def set_up(
         chunk=0,
         processes=num_processes(),
         copy_bytes=_COPY_BYTES,
+        scratch=_SCRATCH_BYTES,
     )
     announce(need, device())
     shard(model, layers_of(model.classifier), exact=[model.score])
