@@ -26,6 +26,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -46,6 +47,8 @@ LEAD_SECONDS = 300.0
 """From when a successor is believed until it is used: far longer than it takes all processes to
 read it, folders on a network to show it and engines to be told, and than clocks differ."""
 REREAD_SECONDS = 30.0
+PATIENCE_SECONDS = 0.5
+"""How long who serves waits for a folder that is slow; then goes on with what was read before."""
 KEY_BYTES = 32
 NONCE_BYTES = 12
 DAY_SECONDS = 86_400
@@ -88,7 +91,7 @@ class Keyring:
         """Make a successor; returns when it will be used, in seconds since 1970."""
         path = self.folder / name
         _line(path)  # the first one, if there was none
-        self.tag_key()
+        self._kept_tag_key()
         begins = int((now + lead) * 1000)
         _write_private(path.with_name(f"{path.stem}-{begins}{path.suffix}"), _fresh(path))
         _lines.pop(path, None)
@@ -97,8 +100,20 @@ class Keyring:
     def tag_key(self) -> bytes:
         """What marks prompts, so that marks stay equal when ids get another key.
 
-        A copy of the first of these, because with that they were marked before.
+        A copy of the first of these, because with that they were marked before; where the copy
+        cannot be made (a full disk, a folder that is only read) the first itself.
         """
+        try:
+            return self._kept_tag_key()
+        except OSError as error:
+            path = _path(self.folder, "tag.key")
+            if path.exists():
+                raise
+            log.warning("prompts are marked with the first key of ids, without a copy: %s", error)
+            return _cache.setdefault(path, self.accepted(IDS)[-1])
+
+    def _kept_tag_key(self) -> bytes:
+        """Raises OSError where it cannot be made."""
         return read_or_make(_path(self.folder, "tag.key"), lambda: self.accepted(IDS)[-1])
 
     def hashed(self, tenant: str, kind: str, name: str) -> str:
@@ -203,6 +218,7 @@ _cache: dict[Path, bytes] = {}
 _Line = tuple[tuple[float, bytes], ...]
 """When each begins, in seconds since 1970, and what it is; the newest first."""
 _lines: dict[Path, tuple[float, _Line]] = {}
+_looks: dict[Path, threading.Thread] = {}
 
 
 @lru_cache(maxsize=256)
@@ -230,10 +246,25 @@ def read_or_make(path: Path, make: Callable[[], bytes]) -> bytes:
 
 
 def _line(path: Path) -> _Line:
-    """A secret and its successors, as of at most REREAD_SECONDS ago."""
+    """A secret and its successors, as of at most REREAD_SECONDS ago, if the folder can be read.
+
+    Whoever serves knows them already, so a disk on a network that hangs stops nobody.
+    """
     read_at, known = _lines.get(path, (-math.inf, ()))
     if time.monotonic() - read_at < REREAD_SECONDS:
         return known
+    if not known:
+        return _look(path, known)
+    _lines[path] = (time.monotonic(), known)
+    if path not in _looks or not _looks[path].is_alive():
+        _looks[path] = threading.Thread(target=_look, args=(path, known), daemon=True)
+        _looks[path].start()
+    _looks[path].join(PATIENCE_SECONDS)
+    return _lines.get(path, (0.0, known))[1]
+
+
+def _look(path: Path, known: _Line) -> _Line:
+    """Read it again; what cannot be read is as it was."""
     try:
         found = _read_line(path)
     except (OSError, StartError) as error:

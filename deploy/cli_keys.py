@@ -12,6 +12,7 @@ from rich.console import Console
 
 from core import registry
 from core.auth import create_key, list_keys, revoke_key, rotate_key
+from core.errors import InstructLoopError
 from core.keyring import ENGINE_DATA, IDS, Keyring
 from core.records import ApiKey, KeyLimits, Scope
 from core.settings import Settings
@@ -159,7 +160,10 @@ def _succeed(settings: Settings, name: str, action: str) -> None:
     asyncio.run(_tell(settings, action))
     keyring = Keyring(settings.secrets)
     old = ", ".join(str(settings.secrets / file) for file in keyring.files(name))
-    begins = datetime.fromtimestamp(keyring.succeed(name, now=time.time()), UTC)
+    try:
+        begins = datetime.fromtimestamp(keyring.succeed(name, now=time.time()), UTC)
+    except OSError as error:
+        raise InstructLoopError(f"no new one could be written, nothing changes: {error}") from None
     print(f"the new one is used from {begins:%H:%M:%S} UTC; good until you delete it: {old}")
 
 

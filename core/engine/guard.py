@@ -38,6 +38,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.engine.address import is_of_this_machine
 from core.engine.attribution import Message, ReplyMarks, Send, VersionHistory
@@ -111,12 +112,18 @@ def write_tokens(path: Path, *, data: Sequence[str], control: str) -> None:
     beside.replace(path)
 
 
+def _data_of(tokens: Mapping[str, Any]) -> tuple[str, ...]:
+    """The data tokens of a file; agents of earlier releases write one, which is no list."""
+    data = tokens["data"]
+    return (data,) if isinstance(data, str) else tuple(map(str, data))
+
+
 def settings_from(environment: Mapping[str, str]) -> GuardSettings:
     """Read the tokens from a file that only its owner may read, and the rest from variables."""
     try:
         path = Path(environment[TOKENS_FILE])
         tokens = json.loads(path.read_text())
-        first, *more = tokens["data"]
+        first, *more = _data_of(tokens)
         return GuardSettings(
             data_token=first,
             more_data_tokens=tuple(more),
@@ -187,7 +194,7 @@ class EngineGuard:
         if path is not None and now - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = now
             with suppress(OSError, ValueError, KeyError, TypeError):
-                found = tuple(map(str, json.loads(path.read_text())["data"]))
+                found = _data_of(json.loads(path.read_text()))
                 self._data = found if self._are_good(found) else self._data
         return self._data
 

@@ -7,6 +7,7 @@ core/engine/launch.py starts it with the flags.
 """
 
 import os
+from contextlib import suppress
 from importlib import import_module
 
 from core.process import die_with_parent
@@ -15,13 +16,14 @@ from core.process import die_with_parent
 def end_with_server() -> None:
     """Die with the process that spawned this one, also if it is dead already.
 
-    core/engine/launch.py makes the server the leader of its session, so that this process knows it.
+    core/engine/launch.py gives the server and its processes a session of their own; an orphan's new
+    parent is of another one. (The dead one may still be in the table of processes.)
     """
     die_with_parent()
-    try:
-        os.kill(os.getsid(0), 0)
-    except ProcessLookupError:
-        os._exit(1)
+    with suppress(ProcessLookupError):
+        if os.getsid(os.getppid()) == os.getsid(0):
+            return
+    os._exit(1)
 
 
 if __name__ == "__mp_main__":

@@ -1,7 +1,9 @@
 """Secrets that are exchanged under running processes: believed at once, used later, deleted."""
 
+import errno
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -115,6 +117,43 @@ def test_an_installation_of_before_keeps_its_ids_and_the_marks_of_its_prompts(ke
         ids.read_id([key], "acme", young)
     with pytest.raises(NotFound):
         ids.read_id(keyring.accepted(IDS), "another", young)
+
+
+def test_where_no_copy_can_be_made_prompts_are_marked_as_ever(keyring, monkeypatch):
+    first = keyring.present(IDS)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_write_beside", full)
+        with pytest.raises(OSError, match="No space"):
+            keyring.succeed(IDS, now=time.time())  # else marks would change with the first key
+        assert keyring.tag_key() == first
+    assert not (keyring.folder / "tag.key").exists()
+    module._cache.clear()  # a process that starts when there is room again
+    assert keyring.tag_key() == first
+    assert (keyring.folder / "tag.key").read_bytes() == first
+
+
+def test_nobody_who_serves_waits_for_a_folder_that_hangs(keyring, at_once, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    known = keyring.accepted(IDS)
+    keyring.succeed(IDS, now=1.0)
+    module._lines[keyring.folder / IDS] = (0.0, tuple((0.0, secret) for secret in known))
+    answers, looks, read = threading.Event(), [], module._read_line
+
+    def hangs(path):
+        looks.append(path)
+        answers.wait(30.0)
+        return read(path)
+
+    monkeypatch.setattr(module, "_read_line", hangs)
+    assert [keyring.accepted(IDS) for _ in range(3)] == [known] * 3
+    assert len(looks) == 1
+    answers.set()
+    module._looks[keyring.folder / IDS].join()
+    assert keyring.accepted(IDS)[1:] == known
 
 
 def test_other_files_of_like_names_are_no_successors(keyring):

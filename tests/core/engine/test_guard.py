@@ -313,6 +313,11 @@ async def test_data_tokens_are_exchanged_under_a_running_guard(tmp_path, engine,
     for unusable in ("", "{}", '{"data": []}', '{"data": [""]}', f'{{"data": ["{CONTROL}"]}}'):
         tokens.write_text(unusable)
         assert await opened() == ["old", "new", CONTROL]
+    tokens.write_text('{"data": "new"}')  # an earlier release writes one, which is no list
+    assert await opened() == ["new", CONTROL]
+    assert (await call(guard, "GET", "/v1/models", "n")).status == 403
+    write_tokens(tokens, data=["new", "old"], control=CONTROL)
+    assert await opened() == ["old", "new", CONTROL]
     assert (await call(guard, "POST", "/collective_rpc", "new")).status == 404
     tokens.unlink()
     assert await opened() == ["old", "new", CONTROL]
