@@ -29,6 +29,8 @@ _LOOK_SECONDS = 0.05
 _WAIT = "INSTRUCTLOOP_REDIS_WAIT_REPLICAS"
 _NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|NOREPLICAS|READONLY|MASTERDOWN|UNBLOCKED)\b")
 """What goes away by itself, at the front of an error, or of one within a script."""
+_NOT_US = re.compile(r"\bNOPERM\b|ACL failure in script|user executing the script can't")
+_MAY_NOT = "Redis refuses our user; docs/redis.md has the rules for it (ACL SETUSER)"
 __all__ = [
     "Batches",
     "Line",
@@ -104,7 +106,10 @@ async def connect(url: str, *, timeout: float = 5.0) -> AsyncIterator[Redis]:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Turn a lost, loading, full or read-only Redis into Unavailable (503, with Retry-After)."""
+    """Turn a lost, loading, full or read-only Redis into Unavailable (503, with Retry-After).
+
+    So is one whose rules are not for us: whoever mends them need start nothing again.
+    """
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError) as error:
@@ -112,6 +117,8 @@ def redis_errors() -> Iterator[None]:
     except redis.exceptions.MovedError as error:
         raise Unavailable(NODE_OF_CLUSTER) from error
     except redis.ResponseError as error:
+        if isinstance(error, redis.exceptions.NoPermissionError) or _NOT_US.search(str(error)):
+            raise Unavailable(f"{_MAY_NOT}: {error}") from error
         if isinstance(error, redis.OutOfMemoryError) or _NOT_NOW.search(str(error)):
             raise Unavailable(f"Redis cannot write now: {error}") from error
         raise

@@ -165,3 +165,21 @@ async def test_a_user_who_may_not_ask_what_this_redis_is_passes_the_check(redis_
     async with connect(url) as client:
         (warning,) = await check_redis(client)
     assert "durability is not checked" in warning
+
+
+async def test_a_user_who_lacks_a_right_is_told_where_the_rules_are(redis_server):
+    async with connect(redis_server.url) as client:
+        await client.execute_command(
+            "ACL", "SETUSER", "other", "on", ">word", "~other:*", "&*", "+@all"
+        )
+    url = redis_server.url.replace(f":{redis_server.password}@", "other:word@")
+    async with connect(url) as client:
+        take = ("lease", ["held", "fence"], ["take", 60_000, ""])
+        within = ("return redis.call('SET', 'il', 'value')", 0)
+        for write in (
+            lambda: script(client, *take),
+            lambda: client.set("name", "value"),
+            lambda: client.eval(*within),
+        ):
+            with pytest.raises(Unavailable, match=r"docs/redis\.md"), redis_errors():
+                await write()
