@@ -159,6 +159,9 @@ def reward_model(
         list[str] | None, typer.Option(help="ours, half, unpacked, two or trl; may come again.")
     ] = None,
     peers: Annotated[bool, typer.Option(help="TRL beside us, if installed.")] = True,
+    step_prompts: Annotated[
+        int, typer.Option(min=2, max=64, help="Of an optimiser step; the paper's is 64.")
+    ] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="One round, without accuracy.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     state_dir: StateDir = None,
@@ -178,6 +181,7 @@ def reward_model(
             accuracy=accuracy and not quick,
             speed=speed,
             only=_named(only, TARGETS, peers=peers),
+            step_prompts=step_prompts,
         ),
         settings=settings_from(state_dir, None),
         say=_say,

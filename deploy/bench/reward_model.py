@@ -10,6 +10,7 @@ Training itself is in deploy/bench/training_child.py and training_trl.py, the wo
 deploy/bench/training_report.py.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -43,10 +44,8 @@ ANSWERS = (4, 9)
 _VARIANTS = {OURS: (0.0, True), SMALL: (0.5, True), UNPACKED: (0.0, False), TWO: (0.0, True)}
 TARGETS = {"ours": OURS, "half": SMALL, "unpacked": UNPACKED, "two": TWO, "trl": TRL}
 """By the names that `--only` takes."""
-_STEPS = {4: 4, 9: 2}
-"""Steps of one turn, each over two prompts; half as many without packing."""
-_STEP_PAIRS = 12
-"""Of TRL's optimiser step, as in ours at K = 4; at K = 9 ours has 72. Pairs are alike for any K."""
+_TURN_PROMPTS = {4: 8, 9: 4}
+"""Of one turn, or a whole step's if those are more; half as many without packing."""
 _PROMPTS = {4: 40, 9: 16}
 _HELDOUT = 24
 _LEARNED_ANSWERS = 4
@@ -65,6 +64,9 @@ class Wanted:
     only: tuple[str, ...] = tuple(TARGETS)
     """Of TARGETS, what is measured; TRL where it is installed."""
     peer_dtype: str = "bfloat16"
+    step_prompts: int = 2
+    """Of an optimiser step where speed is measured: cpu-small's; the paper's is 64. TRL's step has
+    as many comparisons as ours at K = 4; pairs are alike for any K."""
 
 
 def bench_reward_model(
@@ -74,9 +76,11 @@ def bench_reward_model(
     model = base_model_folder(settings, say=say, alive=lambda: True).resolve()
     names = measured_names(wanted.only, TARGETS, trl=TRL, say=say)
     shape = read_shape(model)
-    data = preferences(model, prompts=_PROMPTS, heldout=_HELDOUT)
+    size = wanted.step_prompts
+    enough = {k: math.ceil(count / size) * size for k, count in _PROMPTS.items()}
+    data = preferences(model, prompts=enough, heldout=_HELDOUT)
     with folder_in(settings.state_dir) as folder:
-        place = Place(model, data, folder, wanted.peer_dtype)
+        place = Place(model, data, folder, wanted.peer_dtype, wanted.step_prompts)
         speeds = _speeds(place, names, wanted.rounds if wanted.speed else 0, say)
         learned = dict(_learned(place, names, say)) if wanted.accuracy else {}
     variants = [
@@ -94,9 +98,10 @@ def bench_reward_model(
     ]
     return RewardReport(
         rounds=wanted.rounds,
+        step_prompts=wanted.step_prompts,
         variants=variants,
         products_per_second=over_rounds(speeds.products) if speeds.products else None,
-        trained_comparisons=pairs_of(_LEARNED_ANSWERS) * _PROMPTS[_LEARNED_ANSWERS],
+        trained_comparisons=pairs_of(_LEARNED_ANSWERS) * enough[_LEARNED_ANSWERS],
     )
 
 
@@ -140,18 +145,21 @@ class Place:
     data: Preferences
     folder: Path
     peer_dtype: str
+    step_prompts: int
 
     def start(self, stack: ExitStack, name: str) -> Trainer:
         """A child that trains at one of our variants or TRL's."""
         if name == TRL:
             train = self.data.train[9]
-            return self._trl(stack, role="reward", pairs=_pairs(train), step_pairs=_STEP_PAIRS)
+            step_pairs = pairs_of(4) * self.step_prompts
+            return self._trl(stack, role="reward", pairs=_pairs(train), step_pairs=step_pairs)
         frozen_share, packed = _VARIANTS[name]
         specification = {
             "model": str(self.model),
             "data": self.data.document(),
             "frozen_share": frozen_share,
             "packed": packed,
+            "step_prompts": self.step_prompts,
         }
         count = processes_of(name)
         child = trainer(name, _CHILD, specification, self.folder, processes=count)
@@ -195,7 +203,7 @@ def _speeds(place: Place, names: Sequence[str], rounds: int, say: Callable[[str]
                 say("warming up" if number < 0 else f"round {number + 1} of {rounds}")
                 tick("products of matrices")
                 products = bare.ask(do="products", tokens=row_tokens(9))["per_second"]
-                turns = _round(trainers, tick, short=number < 0)
+                turns = _round(trainers, tick, step_prompts=place.step_prompts, short=number < 0)
                 if number >= 0:
                     found.products.append(products)
                     _note(found, turns)
@@ -203,7 +211,7 @@ def _speeds(place: Place, names: Sequence[str], rounds: int, say: Callable[[str]
 
 
 def _round(
-    trainers: dict[str, Trainer], tick: Tick, *, short: bool
+    trainers: dict[str, Trainer], tick: Tick, *, step_prompts: int, short: bool
 ) -> list[tuple[str, int, Words]]:
     """The turn of every variant at every K. A pair of TRL's costs the same at any K."""
     turns = []
@@ -211,8 +219,9 @@ def _round(
         tick(name)
         for answers in ANSWERS:
             if name != TRL or answers == ANSWERS[0]:
-                steps = _STEPS[answers] // (2 if name == UNPACKED else 1)
-                heard = of.ask(do="speed", answers=answers, steps=1 if short else steps)
+                prompts = _TURN_PROMPTS[answers] // (2 if name == UNPACKED else 1)
+                steps = 1 if short else max(1, prompts // step_prompts)
+                heard = of.ask(do="speed", answers=answers, steps=steps)
             turns.append((name, answers, heard))
     return turns
 

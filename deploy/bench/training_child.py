@@ -65,7 +65,8 @@ class RewardTrainer:
             eps=settings.adam_eps,
             seed=0,
         )
-        self._next = {k: itertools.cycle(self._batches(k)) for k in self.groups}
+        size = specification["step_prompts"]
+        self._next = {k: itertools.cycle(self._batches(k, size)) for k in self.groups}
 
     def step(self, batch: Sequence[RankedGroup], *, rate: float) -> None:
         """One optimiser step; a rate of 0 does the same work and leaves the weights."""
@@ -93,7 +94,7 @@ class RewardTrainer:
     def learn(self, answers: int) -> Words:
         """One epoch as the stage trains, and by prompt what of the held-out is right."""
         began = time.perf_counter()
-        batches = list(self._batches(answers))
+        batches = list(self._batches(answers, self.settings.batch_prompts))
         for number, batch in enumerate(batches):
             rate = cosine_rate(
                 number,
@@ -113,8 +114,8 @@ class RewardTrainer:
                     pairs.append(num_untied_pairs(ranks))
         return {"seconds": seconds, "right": right, "pairs": pairs}
 
-    def _batches(self, answers: int) -> Iterator[list[RankedGroup]]:
-        groups, size = self.groups[answers], self.settings.batch_prompts
+    def _batches(self, answers: int, size: int) -> Iterator[list[RankedGroup]]:
+        groups = self.groups[answers]
         return (groups[at : at + size] for at in range(0, len(groups), size))
 
 

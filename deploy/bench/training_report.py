@@ -48,6 +48,8 @@ class RewardReport:
     """What reward-model training did; the first variant is ours, a peer comes last."""
 
     rounds: int
+    step_prompts: int
+    """Of an optimiser step where speed was measured"""
     variants: list[Variant]
     products_per_second: Spread | None
     """Operations per second of plain products of matrices of the model's shapes"""
@@ -116,6 +118,7 @@ class RewardReport:
         return {
             "machine": machine(),
             "rounds": self.rounds,
+            "step_prompts": self.step_prompts,
             "variants": [
                 asdict(v) | {"product_share": self.product_share(v), "accuracy": v.accuracy}
                 for v in self.variants
@@ -133,7 +136,8 @@ class RewardReport:
         """Everything, for people."""
         products = self.products_per_second
         table = Table(
-            title=f"Reward model: median of {self.rounds} rounds (lowest to highest)",
+            title=f"Reward model, steps of {self.step_prompts} prompts: median of {self.rounds} "
+            "rounds (lowest to highest)",
             caption="" if products is None else _products_line(products),
         )
         for name in ("", "K", "comparisons/s", "ours over it", "of the products", "GiB"):

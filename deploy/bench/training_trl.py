@@ -30,8 +30,8 @@ def reward(specification: Words, line: Line) -> None:
     """Train on pairs, one turn after the other."""
     torch, transformers = _library("torch"), _library("transformers")
     pairs = specification["pairs"]
-    accumulate = specification["step_pairs"] // _BATCH_PAIRS
-    turns = _turns(transformers.TrainerCallback, line, specification["step_pairs"])
+    accumulate = round(specification["step_pairs"] / _BATCH_PAIRS)
+    turns = _turns(transformers.TrainerCallback, line, accumulate * _BATCH_PAIRS)
     model = _classifier(specification["model"], specification["dtype"])
     trainer = _reward_trainer(
         model,

@@ -116,6 +116,7 @@ def test_the_reward_report_compares_with_ours_and_knows_the_aims():
         )
 
     report = RewardReport(
+        step_prompts=2,
         rounds=3,
         variants=[
             variant("ours", 12.0, 30.0, [27, 3]),
@@ -159,6 +160,7 @@ def test_scaling_is_what_many_processes_do_over_what_one_does():
         )
 
     report = RewardReport(
+        step_prompts=2,
         rounds=1,
         variants=[variant(1, 8.0, 30.0), variant(1, 9.0, 40.0), variant(2, 6.0, 27.0)],
         products_per_second=None,
@@ -180,7 +182,11 @@ def test_a_report_of_what_was_learned_alone_has_no_speeds():
         learned=learned,
     )
     report = RewardReport(
-        rounds=1, variants=[variant], products_per_second=None, trained_comparisons=6
+        step_prompts=2,
+        rounds=1,
+        variants=[variant],
+        products_per_second=None,
+        trained_comparisons=6,
     )
     assert report.aims() == []
     assert report.document()["products_per_second"] is None
