@@ -190,3 +190,12 @@ def until(condition, *, what: str, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"within {seconds} s not: {what}"
         time.sleep(0.05)
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there, and lets us in."""
+    try:
+        with redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False

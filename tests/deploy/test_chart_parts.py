@@ -6,11 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import helm_python as helm
 import pytest
-import redis as redis_sync
 import yaml
 from chart_rig import CHART, MATRIX, containers, named, of_kind, pods
 
@@ -19,6 +17,7 @@ from deploy.document import ROOT
 from deploy.redis_server import find_redis_server
 from learning.rounds.folders import Folders
 from serving.app import create_app
+from tests.redis_fleet import answers, until
 
 
 def script_of(component, container, *, case="trial"):
@@ -187,11 +186,7 @@ async def test_the_trial_redis_starts_with_its_own_command_and_keeps_its_word(st
     )
     try:
         url = f"unix://:a1b2c3@{socket}"
-        until = time.monotonic() + 20
-        while not answers(url):
-            assert process.poll() is None, "Redis did not start"
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: answers(url), what="Redis answers")
         async with connect(url) as client:
             assert await check_redis(client) == []
         with open(f"/proc/{process.pid}/cmdline") as line:
@@ -199,14 +194,6 @@ async def test_the_trial_redis_starts_with_its_own_command_and_keeps_its_word(st
     finally:
         process.kill()
         process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with redis_sync.Redis.from_url(url) as client:
-            return bool(client.ping())
-    except redis_sync.ConnectionError:
-        return False
 
 
 @pytest.mark.parametrize(

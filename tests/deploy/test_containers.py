@@ -3,17 +3,16 @@
 import json
 import re
 import subprocess
-import time
 import tomllib
 
 import pytest
-import redis as redis_sync
 import yaml
 
 from core.redis_client import check_redis, connect
 from core.settings import PREFIX, load_settings
 from deploy.document import ROOT
 from deploy.redis_server import find_redis_server
+from tests.redis_fleet import answers, until
 
 HERE = ROOT / "deploy" / "containers"
 DOCKERFILES = ("Dockerfile", "Dockerfile.gpu")
@@ -171,24 +170,12 @@ async def test_redis_is_set_up_as_the_start_of_the_service_asks_for(state_dir):
     )
     try:
         url = f"unix://:a1b2c3@{socket}"
-        until = time.monotonic() + 20
-        while not answers(url):
-            assert process.poll() is None, "Redis did not start"
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda: answers(url), what="Redis answers")
         async with connect(url) as redis:
             assert await check_redis(redis) == []
     finally:
         process.kill()
         process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with redis_sync.Redis.from_url(url) as client:
-            return bool(client.ping())
-    except redis_sync.ConnectionError:
-        return False
 
 
 def test_prometheus_accepts_its_configuration_and_reaches_the_service(tmp_path):
