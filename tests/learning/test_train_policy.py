@@ -79,6 +79,20 @@ def test_a_run_survives_sigterm_and_kill_and_finishes(
     assert figures["changed_share"] == share > 0.0
 
 
+def test_what_adapters_learn_is_in_the_engine_in_every_iteration(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    adapters = {"lora_rank": 4, "learning_rate": 0.01, "iterations": 3}
+    folder = prepare(tmp_path / "s", inputs, POLICY.model_copy(update=adapters))
+    figures = run(MODULE, folder)
+    parts = figures["iterations"]
+    assert max(part["engine_kl"] for part in parts) < 0.05
+    assert max(part["first_ratio_error"] for part in parts) == 0.0
+    assert figures["kl_k3_per_token"] > 0.05  # so an engine with the first weights would be seen
+    share = changed_share(folder / "out" / "model", Path(inputs["parent"]))
+    assert figures["changed_share"] == share > 0.0
+
+
 def test_a_rate_of_zero_releases_the_parent_unchanged(
     inputs: dict[str, str], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.service import free_port
+from tests.redis_fleet import until
 
 _LABEL = "a-test"
 
@@ -20,6 +21,16 @@ class Prometheus:
     """A running server."""
 
     port: int
+
+    def is_ready(self) -> bool:
+        """Whether it answers questions."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/-/ready", timeout=10
+            ) as told:
+                return bool(told.status == 200)
+        except OSError:
+            return False
 
     def ask(self, expression: str) -> list[dict[str, Any]]:
         """The series of an expression now; raises AssertionError where it is not understood."""
@@ -70,8 +81,10 @@ def prometheus(folder: Path, *, target: str, key: str, rules: Path) -> Iterator[
             stdout=log,
             stderr=subprocess.STDOUT,
         )
+    server = Prometheus(port)
     try:
-        yield Prometheus(port)
+        until(server.is_ready, what="Prometheus is ready")
+        yield server
     finally:
         process.terminate()
         process.wait(30)

@@ -16,8 +16,10 @@ from core.canary import SECOND_ENGINE
 from core.keyring import Keyring
 from core.redis_client import connect, redis_url
 from core.versions import weights_sha256
+from deploy.monitoring.panels import BOARDS
 from tests.conftest import eventually
 from tests.loop import test_whole_loop
+from tests.loop.prometheus_server import prometheus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 service = test_whole_loop.service
@@ -103,7 +105,20 @@ async def until_it_left(redis) -> None:
     await eventually(left, seconds=60, every=0.2)
 
 
-async def test_it_comes_for_a_canary_and_leaves_and_no_request_fails(service):
+async def until_its_panels_show_something(service, folder) -> None:
+    queries = [
+        query
+        for panel in [panel for board in BOARDS for panel in board.panels]
+        if panel.title in test_whole_loop.OF_CANARIES
+        for query in panel.queries.values()
+    ]
+    assert len(queries) == 2
+    target = service.url.removeprefix("http://")
+    with prometheus(folder, target=target, key=service.key, rules=test_whole_loop.ALERTS) as watch:
+        await eventually(lambda: all(watch.ask(query) for query in queries), seconds=60, every=0.5)
+
+
+async def test_it_comes_for_a_canary_and_leaves_and_no_request_fails(service, tmp_path):
     async with connect(redis_url(service.settings)) as redis, users(service) as heard:
         await eventually(lambda: redis.exists(keys.canary_room()), seconds=30)
         version = await publish_copy(redis, service)
@@ -113,6 +128,7 @@ async def test_it_comes_for_a_canary_and_leaves_and_no_request_fails(service):
         for seen in heard.lately.values():
             seen.clear()
         assert await eventually(heard.sides, seconds=60) == sides
+        await until_its_panels_show_something(service, tmp_path / "prometheus")
         await canary.stop(redis, who="test", why="enough")
         await until_it_left(redis)
         await eventually(lambda: heard.all_have("v0000"), seconds=60)

@@ -122,7 +122,7 @@ def prompts() -> list[Prompt]:
     things = ("rivers", "bread", "chess", "clouds", "tools", "songs", "maps", "cats", "tea", "ice")
     return [
         Prompt(
-            prompt=f"Number {number}: tell me about {thing} in a few words.",
+            prompt=f"Number {number}: tell me about {thing} in few words, or ask eva@example.org.",
             user=f"user-{number}",
             topic=thing,
             template="tell",
@@ -190,16 +190,8 @@ async def _turn_once(service: Service, judge) -> None:
         await _refuse_a_broken_version(client, service)
 
 
-NOTHING_YET = {
-    # no canary was tried, nothing was dropped, and nobody showed up twice for one task
-    "Completions not logged",
-    "Canary evidence",
-    "Canary users",
-    "Personal data hidden",
-    "Attestations",
-    "Agreement",
-}
-"""Panels whose metrics this story does not move; the others must show something."""
+OF_CANARIES = {"Canary evidence", "Canary users"}
+"""Panels that show something while a canary is on: tests/loop/test_second_engine.py."""
 
 
 def _check_dashboards_and_alerts(watch: Prometheus) -> None:
@@ -210,7 +202,7 @@ def _check_dashboards_and_alerts(watch: Prometheus) -> None:
             assert watch.ask(panel.expressions[legend]), panel.title
             if not watch.ask(query):
                 empty.add(panel.title)
-    assert empty <= NOTHING_YET
+    assert empty == OF_CANARIES
     rules = watch.rules()
     assert len(rules) == ALERTS.read_text().count("expr:")
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}

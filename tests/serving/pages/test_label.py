@@ -222,6 +222,7 @@ async def test_a_task_is_skipped_with_a_reason_and_the_next_one_comes(visit, gat
     await scenes.open_tasks(redis, scenes.task("t1"), scenes.task("t2"))
     rater = await visit("label", name="rater-1", scheme="dark")
     page = await rater.open("/label")
+    await expect(page.get_by_text("Training task")).to_be_visible()
     first = "t1" if await page.get_by_text("(t1)").is_visible() else "t2"
     await page.get_by_role("button", name="Skip").click()
     await rater.accessible()
