@@ -1,9 +1,9 @@
-"""The door to Redis: connecting, checking that it keeps its word, and atomic scripts.
+"""The door to Redis: connecting, atomic scripts, promises that replicas keep.
 
 Others take the client that `connect` gives and the key names of core/keys.py. What a connection is
 stands in core/redis_connection.py, where it goes in core/redis_finders.py, scripts on lines of
-their own in core/redis_scripts.py; these four import redis. Errors of the connection reach callers
-as `core.errors.Unavailable`, through `redis_errors`.
+their own in core/redis_scripts.py, whether this Redis keeps its word in core/redis_check.py.
+Errors of the connection reach callers as `core.errors.Unavailable`, through `redis_errors`.
 """
 
 import asyncio
@@ -16,17 +16,14 @@ from typing import Any, cast
 import redis
 from redis.asyncio import Redis
 
-from core import schema
-from core.errors import StartError, Unavailable
+from core.errors import Unavailable
 from core.keyring import Keyring
 from core.redis_address import NODE_OF_CLUSTER, read_address, with_options, with_settings
 from core.redis_connection import make_pool
-from core.redis_finders import in_cluster
 from core.redis_scripts import Batches, Line, digest, not_held, source, wait_of, waiting
 from core.settings import Settings
 
 _LOOK_SECONDS = 0.05
-_WAIT = "INSTRUCTLOOP_REDIS_WAIT_REPLICAS"
 _NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|NOREPLICAS|READONLY|MASTERDOWN|UNBLOCKED)\b")
 """What goes away by itself, at the front of an error, or of one within a script."""
 _NOT_US = re.compile(r"\bNOPERM\b|ACL failure in script|user executing the script can't")
@@ -35,10 +32,8 @@ __all__ = [
     "Batches",
     "Line",
     "Redis",
-    "check_redis",
     "connect",
     "held",
-    "info_of",
     "limits_url",
     "local_redis_url",
     "promise",
@@ -46,7 +41,6 @@ __all__ = [
     "redis_url",
     "rewrite_file",
     "script",
-    "spare_replicas",
 ]
 
 
@@ -195,69 +189,3 @@ async def _until_rewritten(client: Redis, seconds: float) -> bool:
             return bool(info["aof_last_bgrewrite_status"] == "ok")
         await asyncio.sleep(_LOOK_SECONDS)
     return False
-
-
-async def check_redis(client: Redis) -> list[str]:
-    """Whether this Redis may hold what people told us; returns warnings.
-
-    Raises StartError when it does not answer, is of a Cluster and the URL does not say so, or holds
-    a schema that this release cannot read. An instance without AOF and `appendfsync always`, one
-    that evicts, or one whose replicas may lose what we promised is a warning; with
-    `durability=strict` it also makes the feedback routes refuse.
-    """
-    try:
-        await client.ping()
-        if not in_cluster(client) and (await info_of(client, "cluster")).get("cluster_enabled"):
-            raise StartError(NODE_OF_CLUSTER)
-        await schema.refuse_other(client, mark_new=True)
-    except redis.RedisError as error:
-        raise StartError(
-            f"Redis does not answer ({error}): start it, or correct INSTRUCTLOOP_REDIS_URL"
-        ) from None
-    return await _durability_warnings(client) + await _replica_warnings(client)
-
-
-async def info_of(client: Redis, section: str) -> dict[str, Any]:
-    """What a Redis says of itself; nothing where our user may not ask."""
-    try:
-        said: dict[str, Any] = await client.info(section)
-    except redis.exceptions.NoPermissionError:
-        return {}
-    return said
-
-
-async def _durability_warnings(client: Redis) -> list[str]:
-    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-    try:
-        answers = {name: (await client.config_get(name)).get(name) for name in wanted}
-    except redis.ResponseError:
-        return ["this Redis does not let us read its settings: durability is not checked"]
-    return [
-        f"Redis has {name} = {answers[name]}, feedback needs {value}"
-        for name, value in wanted.items()
-        if answers[name] != value
-    ]
-
-
-async def _replica_warnings(client: Redis) -> list[str]:
-    """What a failover would lose, or what keeps every promise from coming true."""
-    wanted = wait_of(client).replicas
-    if not wanted and "finder" in client.connection_pool.connection_kwargs:
-        return [f"a failover may lose what was just said: {_WAIT} is to be the number of replicas"]
-    if not wanted:
-        return []
-    found = int((await info_of(client, "replication")).get("connected_slaves", 0))
-    return [f"{found} replicas are there, {_WAIT} wants {wanted}"] if found < wanted else []
-
-
-async def spare_replicas(client: Redis) -> str | None:
-    """A word of advice where a replica could be promoted that need not have what we promised."""
-    wanted = wait_of(client).replicas
-    with redis_errors():
-        found = int((await info_of(client, "replication")).get("connected_slaves", 0))
-    if not 0 < wanted < found:
-        return None
-    return (
-        f"{found} replicas are there and {wanted} must have what feedback promises: should the "
-        f"master and those be lost together, so is that; {_WAIT}={found} rules it out"
-    )

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from core.errors import Unavailable
-from core.redis_client import Redis, check_redis, connect, redis_errors, redis_url, spare_replicas
+from core.redis_check import check_redis, spare_replicas
+from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.schema import check_folder, refuse_other
 from core.settings import Settings
 

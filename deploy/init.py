@@ -8,7 +8,8 @@ and as often as anybody likes: what is there already stays.
 import asyncio
 from collections.abc import Callable
 
-from core.redis_client import check_redis, connect, redis_url
+from core.redis_check import check_redis
+from core.redis_client import connect, redis_url
 from core.settings import Settings
 from deploy.base_model import base_model_folder
 from deploy.migrate import until_redis_answers

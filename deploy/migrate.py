@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from core import keys
 from core.errors import StartError, Unavailable
-from core.redis_client import Redis, info_of, redis_errors
+from core.redis_check import info_of
+from core.redis_client import Redis, redis_errors
 from core.schema import (
     FOLDER_SCHEMA,
     REDIS,

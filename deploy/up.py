@@ -19,14 +19,8 @@ from core.auth import create_key, digest_of, list_keys
 from core.errors import StartError, Unavailable
 from core.keyring import Keyring
 from core.logs import set_up
-from core.redis_client import (
-    Redis,
-    check_redis,
-    connect,
-    redis_errors,
-    redis_url,
-    spare_replicas,
-)
+from core.redis_check import check_redis, spare_replicas
+from core.redis_client import Redis, connect, redis_errors, redis_url
 from core.schema import check_folder
 from core.settings import PREFIX, Settings
 from deploy.base_model import base_model_folder

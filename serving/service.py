@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from core import keys, metrics, registry
 from core.auth import require
 from core.errors import StartError, Unavailable
-from core.redis_client import Redis, check_redis, redis_errors
+from core.redis_check import check_redis
+from core.redis_client import Redis, redis_errors
 from core.room import KINDS as ROOM_KINDS
 from serving.edge import errors
 from serving.relay import Services

@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from core.errors import StartError, Unavailable
 from core.redis_address import login_of, read_address, tls_options_of, with_settings
-from core.redis_client import connect, info_of, redis_errors, redis_url
+from core.redis_check import info_of
+from core.redis_client import connect, redis_errors, redis_url
 from core.redis_finders import sentinel_options
 from core.settings import Settings
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from core import metrics
-from core.redis_client import Redis, info_of
+from core.redis_check import info_of
+from core.redis_client import Redis
 
 
 async def look(redis: Redis) -> None:

@@ -12,7 +12,8 @@ import redis as redis_py
 
 from core import keys
 from core.errors import StartError, Unavailable
-from core.redis_client import Line, check_redis, connect, redis_errors, script
+from core.redis_check import check_redis
+from core.redis_client import Line, connect, redis_errors, script
 from core.schema import SCHEMA
 from deploy.redis_server import find_redis_server
 from tests.redis_fleet import until

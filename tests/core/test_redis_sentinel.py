@@ -6,7 +6,8 @@ from contextlib import suppress
 import pytest
 
 from core.errors import StartError, Unavailable
-from core.redis_client import Batches, Line, check_redis, connect, redis_errors, script
+from core.redis_check import check_redis
+from core.redis_client import Batches, Line, connect, redis_errors, script
 from tests.redis_fleet import PASSWORD, SERVICE, redis_fleet, until
 
 TAKE = ["take", 60_000, ""]

@@ -4,7 +4,7 @@ import pytest
 
 from core import keys, logs, schema
 from core.errors import StartError
-from core.redis_client import check_redis
+from core.redis_check import check_redis
 from core.schema import FOLDER_SCHEMA, SCHEMA, check_folder
 from core.settings import Settings
 from core.start import refuse_foreign_data

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from chart_rig import CHART, MATRIX, containers, named, of_kind, pods
 
-from core.redis_client import check_redis, connect
+from core.redis_check import check_redis
+from core.redis_client import connect
 from deploy.document import ROOT
 from deploy.redis_server import find_redis_server
 from learning.rounds.folders import Folders

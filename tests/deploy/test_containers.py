@@ -8,7 +8,8 @@ import tomllib
 import pytest
 import yaml
 
-from core.redis_client import check_redis, connect
+from core.redis_check import check_redis
+from core.redis_client import connect
 from core.settings import PREFIX, load_settings
 from deploy.document import ROOT
 from deploy.redis_server import find_redis_server

@@ -11,7 +11,8 @@ from kombu import Connection
 
 from core import audit_log, keys, loop, registry
 from core.auth import create_key, revoke_key
-from core.redis_client import check_redis, connect, redis_url, rewrite_file
+from core.redis_check import check_redis
+from core.redis_client import connect, redis_url, rewrite_file
 from core.redis_finders import SLOT
 from core.setting_groups import LogSettings
 from core.settings import Settings

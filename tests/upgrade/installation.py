@@ -14,7 +14,8 @@ from core import audit_log, keys, lineage, loop, registry
 from core.auth import create_key, list_keys
 from core.keyring import Keyring
 from core.records import Answer, LabelingTask
-from core.redis_client import Redis, check_redis
+from core.redis_check import check_redis
+from core.redis_client import Redis
 from core.schema import check_folder
 from core.settings import Settings
 from core.versions import verify_signature

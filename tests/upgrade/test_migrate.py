@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import deploy.migrate as module
 from core import keys, logs
 from core.errors import StartError
-from core.redis_client import check_redis, connect
+from core.redis_check import check_redis
+from core.redis_client import connect
 from core.schema import FOLDER_SCHEMA, SCHEMA, check_folder, refuse_other
 from core.schema_steps import FolderStep
 from core.settings import Settings
