@@ -40,7 +40,7 @@ def left_in_shared_memory(pids: list[int]) -> list[Path]:
 def test_a_run_survives_sigterm_and_kill_and_finishes(
     inputs: dict[str, str], tmp_path: Path
 ) -> None:
-    settings = POLICY.model_copy(update={"iterations": 40})
+    settings = POLICY.model_copy(update={"iterations": 16})
     folder = prepare(tmp_path / "s", inputs, settings)
     first = start(MODULE, folder, processes=2)
     wait_for_progress(first, folder, "iteration 2 of")
@@ -58,13 +58,13 @@ def test_a_run_survives_sigterm_and_kill_and_finishes(
     third = start(MODULE, folder)
     assert finish(third, folder) == 0
     figures = json.loads((folder / "out" / "figures.json").read_text())
-    assert len(figures["iterations"]) == 40
-    assert figures["optimiser_steps"] == 80
+    assert len(figures["iterations"]) == 16
+    assert figures["optimiser_steps"] == 32
     assert not engines(folder)
     assert not left_in_shared_memory([first.pid, second.pid, third.pid])
 
     # old log-probabilities are computed on the rows of the first update, after a restart too
-    assert max(figures["iterations"][i]["first_ratio_error"] for i in range(40)) == 0.0
+    assert max(figures["iterations"][i]["first_ratio_error"] for i in range(16)) == 0.0
     assert figures["iterations"][0]["kl_k3_per_token"] == 0.0
     assert figures["kl_k3_per_token"] > 0.0
     # the engine has the trainer's weights in every iteration
