@@ -10,16 +10,8 @@ from redis.crc import key_slot
 
 from core import keys
 from core.errors import InstructLoopError, StartError, Unavailable
-from core.redis_client import (
-    Batches,
-    Line,
-    check_redis,
-    connect,
-    held,
-    promise,
-    redis_errors,
-    script,
-)
+from core.redis_check import check_redis
+from core.redis_client import Batches, Line, connect, held, promise, redis_errors, script
 from core.redis_finders import SLOT, Finder, Place
 from core.settings import Settings
 from deploy.supervisor import Supervisor

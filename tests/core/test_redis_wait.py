@@ -11,15 +11,8 @@ import redis as redis_sync
 from core import keys
 from core.errors import Unavailable
 from core.records import Answer, Feedback
-from core.redis_client import (
-    Batches,
-    check_redis,
-    connect,
-    held,
-    promise,
-    redis_errors,
-    spare_replicas,
-)
+from core.redis_check import check_redis, spare_replicas
+from core.redis_client import Batches, connect, held, promise, redis_errors
 from core.setting_groups import FeedbackSettings
 from feedback import erasure, labeling, store
 from feedback.store import Once
@@ -47,7 +40,7 @@ def fleet():
 
 @pytest.fixture
 async def client(fleet):
-    async with connect(f"{fleet.url}?wait_replicas=2&wait_seconds=0.3") as connected:
+    async with connect(f"{fleet.url}?wait_replicas=2&wait_seconds=1") as connected:
         await connected.flushall()
         yield connected
 
