@@ -23,6 +23,11 @@ import pyarrow.parquet as parquet
 from core.errors import ArchiveBroken
 from feedback.archive_manifest import FileEntry, Row
 
+
+class SweptUp(OSError):
+    """Another process that compacts took a file that was being written for a stray one."""
+
+
 SCHEMA = pa.schema(
     [
         ("token", pa.string()),
@@ -181,7 +186,10 @@ def _put(root: str, name: str, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        os.replace(beside, path)
+    except FileNotFoundError as error:
+        raise SweptUp(f"{beside} went before it had its name") from error
     folder = os.open(root, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -154,7 +154,10 @@ async def _move(redis: Redis, tokens: Sequence[str]) -> bool:
     known = await known_tokens(redis, tokens)
     rows = [_row(text) for token, text in raw.items() if token not in known]
     if rows:
-        file = await asyncio.to_thread(archive_files.write, manifest.root, rows)
+        try:
+            file = await asyncio.to_thread(archive_files.write, manifest.root, rows)
+        except archive_files.SweptUp:
+            return False
         if not await change(redis, manifest, add=file):
             return False
     await _drop(redis, raw)

@@ -225,6 +225,25 @@ async def test_two_who_compact_at_once_double_nothing(world):
     assert archive_files.names_in(manifest.root) == set(manifest.files)
 
 
+async def test_a_file_that_another_sweeps_up_while_it_is_written_is_written_later(
+    world, monkeypatch
+):
+    ids = await fill(world)
+    tokens = [token_of(cid) for name, cid in ids.items() if name not in ("rank", "vote")]
+    replace = archive_files.os.replace
+
+    def after_a_sweep(beside, path):
+        Path(beside).unlink()
+        replace(beside, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archive_files.os, "replace", after_a_sweep)
+        assert await all_compacted(world) == 0
+    assert not (await read_manifest(world.redis)).files
+    assert await all_compacted(world) == len(tokens)
+    assert set(await store.completions(world.redis, tokens)) == set(tokens)
+
+
 async def test_a_change_that_rests_on_an_old_manifest_is_refused(world):
     await fill(world)
     old = await read_manifest(world.redis)
